@@ -1,0 +1,210 @@
+package deputy
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/seccomp"
+	"unum/sys"
+)
+
+// Registry knows the stubs of one node's world.
+type Registry struct {
+	log *slog.Logger
+
+	mu       sync.Mutex
+	byHost   map[int]*Stub
+	births   map[unum.Pid]*expectation // by world PID
+	converts map[int]*expectation      // by host PID
+	wg       sync.WaitGroup
+	closed   bool
+}
+
+// expectation is a stub that is about to say hello, and what it does first.
+type expectation struct {
+	ch    chan *Stub
+	first []*job
+}
+
+// NewRegistry makes an empty one.
+func NewRegistry(log *slog.Logger) *Registry {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Registry{
+		log:      log,
+		byHost:   map[int]*Stub{},
+		births:   map[unum.Pid]*expectation{},
+		converts: map[int]*expectation{},
+	}
+}
+
+// Handle answers a notification of PRIV. It does not block.
+func (r *Registry) Handle(n *seccomp.Notif) {
+	r.mu.Lock()
+	s := r.byHost[n.Tid]
+	r.mu.Unlock()
+	if s == nil || n.Args[0] == reasonHello && !n.Again {
+		var err error
+		s, err = r.greet(n, s)
+		if err != nil {
+			// Somebody made our private call, or a birth was given up.
+			r.log.Warn("unexpected deputy call", "tid", n.Tid, "reason", n.Args[0], "err", err)
+			n.Errno(unix.ENOSYS)
+			return
+		}
+		if s == nil {
+			return
+		}
+	}
+	s.handle(n)
+}
+
+// greet makes the Stub of a process that says hello.
+func (r *Registry) greet(n *seccomp.Notif, old *Stub) (*Stub, error) {
+	if old != nil {
+		return old, nil
+	}
+	pid, err := sys.WorldPid(n.Tid)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	x := r.births[pid]
+	delete(r.births, pid)
+	if x == nil {
+		x = r.converts[n.Tid]
+		delete(r.converts, n.Tid)
+	}
+	r.mu.Unlock()
+	if x == nil {
+		return nil, fmt.Errorf("process %d of the world is not expected", pid)
+	}
+	s, err := r.add(n.Tid, pid, calling, x.first)
+	if err != nil {
+		return nil, err
+	}
+	x.ch <- s
+	return s, nil
+}
+
+func (r *Registry) add(host int, pid unum.Pid, st state, first []*job) (*Stub, error) {
+	fd, err := sys.PidfdOpen(host)
+	if err != nil {
+		return nil, fmt.Errorf("pidfd of %d: %w", host, err)
+	}
+	s := &Stub{HostPid: host, Pid: pid, reg: r, pidfd: fd, state: st, queue: first, gone: make(chan struct{})}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		unix.Close(fd)
+		return nil, os.ErrClosed
+	}
+	r.byHost[host] = s
+	r.wg.Add(1)
+	go r.watch(s)
+	return s, nil
+}
+
+// watch waits for the stub's end and forgets it.
+func (r *Registry) watch(s *Stub) {
+	defer r.wg.Done()
+	sys.PidfdWait(s.pidfd)
+	r.mu.Lock()
+	if r.byHost[s.HostPid] == s {
+		delete(r.byHost, s.HostPid)
+	}
+	r.mu.Unlock()
+	s.end()
+	// Getfd and the rings look at dead under the lock before they use it.
+	s.mu.Lock()
+	unix.Close(s.pidfd)
+	s.pidfd = -1
+	s.mu.Unlock()
+}
+
+// First is what an expected stub does as soon as it has said hello, before its
+// owner hears of it: that saves ringing it.
+type First struct {
+	Inject []Injection
+	Prog   *Program
+	Done   func(*Result, error) // may be nil
+}
+
+// Expect announces a stub that will be born with PID pid. The channel gets it
+// when it says hello; cancel withdraws the announcement.
+func (r *Registry) Expect(pid unum.Pid, first ...First) (<-chan *Stub, func(), error) {
+	return expect(r, r.births, pid, first)
+}
+
+// ExpectConverted announces that process host (thread-group leader, in the
+// daemon's PID namespace) will become a stub.
+func (r *Registry) ExpectConverted(host int, first ...First) (<-chan *Stub, func(), error) {
+	return expect(r, r.converts, host, first)
+}
+
+func expect[K comparable](r *Registry, m map[K]*expectation, key K, first []First) (<-chan *Stub, func(), error) {
+	x := &expectation{ch: make(chan *Stub, 1)}
+	for _, f := range first {
+		done := f.Done
+		if done == nil {
+			done = func(*Result, error) {}
+		}
+		js, err := jobs(f.Inject, f.Prog, done)
+		if err != nil {
+			return nil, nil, err
+		}
+		x.first = append(x.first, js...)
+	}
+	r.mu.Lock()
+	m[key] = x
+	r.mu.Unlock()
+	return x.ch, func() {
+		r.mu.Lock()
+		if m[key] == x {
+			delete(m, key)
+		}
+		r.mu.Unlock()
+	}, nil
+}
+
+// Adopt takes over a stub that a daemon before this one knew: it is rung, so
+// that it calls.
+func (r *Registry) Adopt(host int, pid unum.Pid) (*Stub, error) {
+	s, err := r.add(host, pid, waiting, nil)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.ringLocked()
+	s.mu.Unlock()
+	return s, nil
+}
+
+// Find returns the stub that is process host, or nil.
+func (r *Registry) Find(host int) *Stub {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.byHost[host]
+}
+
+// Forget removes a stub whose process has become something else by an exec.
+func (r *Registry) Forget(s *Stub) {
+	r.mu.Lock()
+	if r.byHost[s.HostPid] == s {
+		delete(r.byHost, s.HostPid)
+	}
+	r.mu.Unlock()
+}
+
+// Len is the number of stubs.
+func (r *Registry) Len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.byHost)
+}

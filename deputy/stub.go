@@ -1,0 +1,307 @@
+package deputy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/seccomp"
+	"unum/sys"
+)
+
+// ErrGone is returned by Run when the stub died before the program was done.
+var ErrGone = errors.New("the deputy is gone")
+
+// Injection puts a duplicate of File into the stub's table, under number Num
+// (the lowest free one if negative).
+type Injection struct {
+	File    *os.File
+	Num     int
+	Cloexec bool
+}
+
+// job is something a stub is to do: first the injections, then the program.
+type job struct {
+	inject []Injection
+	prog   *Program
+	done   func(*Result, error)
+}
+
+// Stub is one stub process as the daemon sees it.
+//
+//	waiting ──ring──▶ calling ──▶ running ──▶ calling …
+//	   ▲                 │
+//	   └─────────────────┘ nothing to do
+type Stub struct {
+	HostPid int
+	Pid     unum.Pid
+
+	reg   *Registry
+	pidfd int // -1 once closed
+
+	mu       sync.Mutex
+	state    state
+	rung     bool
+	queue    []*job
+	cur      *job
+	onSignal func(*sys.Siginfo)
+	gone     chan struct{} // closed when the process has ended
+	dead     bool
+}
+
+type state int
+
+const (
+	waiting state = iota // in rt_sigtimedwait, as far as is known
+	calling              // its PRIV is being answered
+	running              // it runs a program
+)
+
+// Gone is closed when the stub's process has ended, by whatever means.
+func (s *Stub) Gone() <-chan struct{} { return s.gone }
+
+// PidFD is the stub's pidfd, valid until Gone.
+func (s *Stub) PidFD() int { return s.pidfd }
+
+// OnSignal sets who is told of signals that reach the stub, the ring excepted.
+// It is called on the receiving goroutine, in order, and must not block.
+func (s *Stub) OnSignal(f func(*sys.Siginfo)) {
+	s.mu.Lock()
+	s.onSignal = f
+	s.mu.Unlock()
+}
+
+// Run makes the stub run a program and waits for the result. An error of a
+// call is in the result (Result.Err); err is about the stub.
+func (s *Stub) Run(ctx context.Context, p *Program) (*Result, error) {
+	return s.Do(ctx, nil, p)
+}
+
+// Do makes the injections, then runs the program, if any. Jobs of one stub are
+// done in order.
+func (s *Stub) Do(ctx context.Context, inject []Injection, p *Program) (*Result, error) {
+	type answer struct {
+		r   *Result
+		err error
+	}
+	ch := make(chan answer, 1)
+	if err := s.Start(inject, p, func(r *Result, err error) { ch <- answer{r, err} }); err != nil {
+		return nil, err
+	}
+	select {
+	case a := <-ch:
+		return a.r, a.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Start is Do without waiting. done is called once, on a goroutine that must
+// not be blocked.
+func (s *Stub) Start(inject []Injection, p *Program, done func(*Result, error)) error {
+	js, err := jobs(inject, p, done)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dead {
+		return ErrGone
+	}
+	s.queue = append(s.queue, js...)
+	s.ringLocked()
+	return nil
+}
+
+// jobs checks a program. One with much data is preceded by the mapping it
+// needs.
+func jobs(inject []Injection, p *Program, done func(*Result, error)) ([]*job, error) {
+	j := &job{inject: inject, prog: p, done: done}
+	if p == nil {
+		return []*job{j}, nil
+	}
+	if err := p.fits(); err != nil {
+		return nil, err
+	}
+	if !p.big {
+		return []*job{j}, nil
+	}
+	n := uint64(len(p.arena)+0xfff) &^ 0xfff
+	m := &Program{}
+	m.Must(unix.SYS_MMAP, bigBase, n, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED, ^uint64(0), 0)
+	return []*job{{prog: m, done: func(*Result, error) {}}, j}, nil
+}
+
+// ringLocked wakes a stub that waits. The ring is level-triggered: however
+// many come, the stub makes one call and finds the whole queue.
+func (s *Stub) ringLocked() {
+	if s.state != waiting || s.rung || s.dead {
+		return
+	}
+	info := sys.MakeSiginfo(ringSignal, ringCode, 0, 0)
+	if err := sys.PidfdSendSignal(s.pidfd, ringSignal, info); err != nil {
+		// EAGAIN: the user's queue of real-time signals is full. A standard
+		// signal needs no room; the stub calls on any signal.
+		if errors.Is(err, unix.EAGAIN) {
+			err = sys.PidfdSendSignal(s.pidfd, unix.SIGURG, nil)
+		}
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			s.reg.log.Error("ring a deputy", "pid", s.Pid, "err", err)
+			return
+		}
+	}
+	s.rung = true
+}
+
+// handle answers one PRIV of the stub.
+func (s *Stub) handle(n *seccomp.Notif) {
+	s.mu.Lock()
+	s.state = calling
+	s.rung = false
+	var finished *job
+	var result *Result
+	var err error
+	switch n.Args[0] {
+	case reasonRan:
+		finished = s.cur
+		s.cur = nil
+		if finished != nil {
+			result, err = s.readResult(finished.prog)
+		}
+	case reasonSignal:
+		var info sys.Siginfo
+		if _, e := sys.ReadMem(s.HostPid, dataBase+offInfo, info[:]); e == nil {
+			ring := info.Signo() == ringSignal && info.Code() == ringCode
+			if f := s.onSignal; f != nil && !ring {
+				f(&info)
+			}
+		}
+	}
+	s.mu.Unlock()
+	if finished != nil {
+		finished.done(result, err)
+	}
+	s.answer(n)
+}
+
+// answer gives the stub its next job, or lets it wait.
+func (s *Stub) answer(n *seccomp.Notif) {
+	for {
+		s.mu.Lock()
+		if len(s.queue) == 0 {
+			s.state = waiting
+			s.mu.Unlock()
+			n.Return(cmdWait)
+			return
+		}
+		j := s.queue[0]
+		s.queue = s.queue[1:]
+		s.mu.Unlock()
+		if len(j.inject) > 0 {
+			// Putting a descriptor into another table waits for that process to
+			// run; not on the receiving goroutine.
+			go s.inject(n, j)
+			return
+		}
+		if s.begin(n, j) {
+			return
+		}
+	}
+}
+
+func (s *Stub) inject(n *seccomp.Notif, j *job) {
+	for _, in := range j.inject {
+		if _, err := n.AddFD(in.File, in.Num, in.Cloexec); err != nil {
+			j.done(nil, fmt.Errorf("give descriptor %d to %d: %w", in.Num, s.Pid, err))
+			s.answer(n)
+			return
+		}
+	}
+	if j.prog == nil {
+		j.done(&Result{}, nil)
+		s.answer(n)
+		return
+	}
+	if !s.begin(n, j) {
+		s.answer(n)
+	}
+}
+
+// begin writes the job's program and sets the stub going. It reports whether
+// the notification was answered.
+func (s *Stub) begin(n *seccomp.Notif, j *job) bool {
+	if j.prog == nil {
+		j.done(&Result{}, nil)
+		return false
+	}
+	err := sys.WriteMem(s.HostPid,
+		sys.Piece{Addr: dataBase + offTag, Data: j.prog.table()},
+		sys.Piece{Addr: j.prog.base(), Data: j.prog.arena})
+	if err != nil {
+		j.done(nil, fmt.Errorf("write to deputy %d: %w", s.Pid, err))
+		return false
+	}
+	s.mu.Lock()
+	s.cur = j
+	s.state = running
+	s.mu.Unlock()
+	n.Return(cmdRun)
+	return true
+}
+
+func (s *Stub) readResult(p *Program) (*Result, error) {
+	b := make([]byte, offTable-offTag+p.Len()*entrySize)
+	if _, err := sys.ReadMem(s.HostPid, dataBase+offTag, b); err != nil {
+		return nil, fmt.Errorf("read from deputy %d: %w", s.Pid, err)
+	}
+	return parseResult(b), nil
+}
+
+// Mem reads the arena or any other memory of the stub, for results that calls
+// left there. Only the job's done function may rely on what it finds.
+func (s *Stub) Mem(addr uint64, b []byte) error {
+	_, err := sys.ReadMem(s.HostPid, addr, b)
+	return err
+}
+
+// Getfd duplicates a descriptor that the stub holds.
+func (s *Stub) Getfd(num int) (*os.File, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dead {
+		return nil, ErrGone
+	}
+	return sys.PidfdGetfd(s.pidfd, num)
+}
+
+// Kill ends the stub's process by SIGKILL.
+func (s *Stub) Kill() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dead {
+		return nil
+	}
+	return sys.PidfdSendSignal(s.pidfd, unix.SIGKILL, nil)
+}
+
+// end is called once, when the process is seen to have ended.
+func (s *Stub) end() {
+	s.mu.Lock()
+	s.dead = true
+	left := s.queue
+	if s.cur != nil {
+		left = append(left, s.cur)
+	}
+	s.queue, s.cur = nil, nil
+	s.mu.Unlock()
+	for _, j := range left {
+		j.done(nil, ErrGone)
+	}
+	close(s.gone)
+}

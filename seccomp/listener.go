@@ -1,0 +1,175 @@
+package seccomp
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Notif is one trapped call. Whoever got it answers it once, by Continue,
+// Errno or Return; until then its caller sleeps and can only be killed.
+// A peer's memory is hostile: what is read from the caller may change until
+// the call is answered.
+type Notif struct {
+	ID   uint64
+	Tid  int // the calling thread in the daemon's PID namespace
+	Arch uint32
+	Nr   uint32
+	IP   uint64
+	Args [6]uint64
+	// Again says that a daemon before this one had received it and died.
+	Again bool
+	// At is when this daemon received it.
+	At time.Time
+
+	l    *Listener
+	slot int
+}
+
+// Valid says whether the caller still waits. What was read from /proc about
+// Tid before a Valid that returns true was about the caller.
+func (n *Notif) Valid() bool { return notifValid(n.l.fd(), n.ID) }
+
+// Continue lets the kernel make the call.
+func (n *Notif) Continue() { n.answer(0, 0, unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE) }
+
+// Errno makes the call fail.
+func (n *Notif) Errno(e unix.Errno) { n.answer(-int32(e), 0, 0) }
+
+// Return makes the call return v.
+func (n *Notif) Return(v int64) { n.answer(0, v, 0) }
+
+// errRestartNoIntr makes the kernel issue the call again, without a signal.
+const errRestartNoIntr = 513
+
+// Restart makes the caller issue the call again.
+func (n *Notif) Restart() { n.answer(-errRestartNoIntr, 0, 0) }
+
+// answer forgets the notification in any case: ENOENT says that the caller
+// died.
+func (n *Notif) answer(e int32, v int64, flags uint32) {
+	err := notifSend(n.l.fd(), n.ID, v, e, flags)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		n.l.log.Error("answer a trapped call", "tid", n.Tid, "nr", n.Nr, "err", err)
+	}
+	n.l.release(n.slot)
+}
+
+// AddFD puts a duplicate of f into the caller's table and returns its number;
+// at < 0 takes the lowest free one.
+func (n *Notif) AddFD(f *os.File, at int, cloexec bool) (int, error) {
+	return notifAddFD(n.l.fd(), n.ID, int(f.Fd()), at, cloexec)
+}
+
+// Listener receives a world's trapped calls.
+//
+// Each is received straight into a slot of a file whose pages outlive the
+// daemon: that file is the journal of calls in flight. A received notification
+// is never delivered again, but a successor's answer with its id works.
+type Listener struct {
+	file  *os.File
+	raw   int
+	log   *slog.Logger
+	slots *slots
+	once  sync.Once
+	done  chan struct{}
+}
+
+// NewListener takes over file, the listener. journal is the path of the slots.
+func NewListener(file *os.File, journal string, log *slog.Logger) (*Listener, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	// The netpoller takes a descriptor only if it does not block.
+	fd := int(file.Fd())
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, fmt.Errorf("seccomp listener: %w", err)
+	}
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("seccomp listener: %w", err)
+	}
+	file.Close()
+	s, err := openSlots(journal)
+	if err != nil {
+		unix.Close(dup)
+		return nil, fmt.Errorf("seccomp journal %s: %w", journal, err)
+	}
+	setSyncWakeUp(dup)
+	return &Listener{file: os.NewFile(uintptr(dup), "seccomp"), raw: dup, log: log, slots: s, done: make(chan struct{})}, nil
+}
+
+func (l *Listener) fd() int { return l.raw }
+
+func (l *Listener) release(slot int) { l.slots.put(slot) }
+
+// ErrWorldGone is returned by Serve when the last process of the world ended.
+var ErrWorldGone = errors.New("the world is gone")
+
+// Serve receives until Close or the world's end. handle runs on the receiving
+// goroutine: what is slow goes to a goroutine of its own. Calls that a
+// predecessor left unanswered are handled first, each once, with Again set.
+func (l *Listener) Serve(handle func(*Notif)) error {
+	defer close(l.done)
+	for _, n := range l.slots.pending(l) {
+		if n.Valid() {
+			handle(n)
+		} else {
+			l.release(n.slot)
+		}
+	}
+	rc, err := l.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var end error
+	err = rc.Read(func(uintptr) bool {
+		for {
+			ev, err := pollNow(l.raw)
+			switch {
+			case err != nil:
+				end = err
+				return true
+			case ev&unix.POLLIN != 0:
+			case ev&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0:
+				end = ErrWorldGone
+				return true
+			default:
+				return false
+			}
+			slot, buf := l.slots.get()
+			err = notifRecv(l.raw, buf)
+			if err != nil {
+				l.slots.put(slot)
+				// ENOENT: the caller died before it was received.
+				if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINTR) {
+					continue
+				}
+				end = err
+				return true
+			}
+			n := parseNotif(buf)
+			n.l, n.slot, n.At = l, slot, time.Now()
+			handle(n)
+		}
+	})
+	if end != nil {
+		return end
+	}
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// Close ends Serve. Calls that are not answered stay in the journal.
+func (l *Listener) Close() error {
+	var err error
+	l.once.Do(func() { err = l.file.Close() })
+	return err
+}
