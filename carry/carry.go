@@ -72,6 +72,10 @@ type Env struct {
 	// Handle and Accept register the kind's services with the node's endpoint.
 	Handle func(method string, h unum.Handler)
 	Accept func(service string, h unum.Acceptor)
+	// Release makes the deputy of a placement close its copies of a description
+	// that the body (and all its children) no longer have: without it a pipe's
+	// reader at home would not see the end of file while the body lives.
+	Release func(ctx context.Context, pl Placement, nums []int) error
 	// WorldPids lists the processes of this node's world by their number in the
 	// daemon's PID namespace.
 	WorldPids func() ([]int, error)

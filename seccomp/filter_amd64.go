@@ -23,7 +23,7 @@ const x32Bit = 0x40000000
 // Params is what the filter depends on besides the architecture.
 type Params struct {
 	Range  unum.PIDRange // the node's own; signals within it need no help
-	Cookie uint64        // an exec whose sixth argument is this was made by the daemon
+	Cookie uint64        // a call whose sixth argument is this was made by the daemon
 }
 
 const (
@@ -73,7 +73,7 @@ func Filter(pr Params) ([]unix.SockFilter, error) {
 	b.nr(unix.SYS_GETRUSAGE, func() { b.onlyIf(0, ^uint32(0)) })
 	b.nr(unix.SYS_TIMES, func() { b.unlessNull(0) })
 	for _, nr := range always {
-		b.nr(nr, func() { p.ret(retNotify) })
+		b.nr(nr, b.unlessCookie)
 	}
 	p.ret(retAllow)
 	return p.link()
@@ -131,8 +131,16 @@ func (b *blocks) nr(nr uint32, body func()) {
 	b.p.label(skip)
 }
 
+// notifyOrAllow ends a block. A call that the daemon made through a stub
+// carries the cookie as its sixth argument and is never trapped.
 func (b *blocks) notifyOrAllow(notify, allow string) {
+	n := b.fresh("notify")
 	b.p.label(notify)
+	b.p.ld(argLo(5))
+	b.p.jeq(uint32(b.pr.Cookie), "", n)
+	b.p.ld(argHi(5))
+	b.p.jeq(uint32(b.pr.Cookie>>32), allow, n)
+	b.p.label(n)
 	b.p.ret(retNotify)
 	b.p.label(allow)
 	b.p.ret(retAllow)
@@ -140,10 +148,6 @@ func (b *blocks) notifyOrAllow(notify, allow string) {
 
 func (b *blocks) unlessCookie() {
 	n, a := b.fresh("notify"), b.fresh("allow")
-	b.p.ld(argLo(5))
-	b.p.jeq(uint32(b.pr.Cookie), "", n)
-	b.p.ld(argHi(5))
-	b.p.jeq(uint32(b.pr.Cookie>>32), a, n)
 	b.notifyOrAllow(n, a)
 }
 
