@@ -1,0 +1,210 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"unum"
+)
+
+// LogStore keeps what detached processes write: one file each, DIR/PID.log,
+// which the process has open itself, so that nothing is lost while no daemon is
+// there. A file is cut at its front when it has grown beyond Limit; its offsets
+// stay.
+type LogStore struct {
+	dir string
+
+	mu   sync.Mutex
+	next int // numbers files that have no pid yet
+
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// LogLimit is how much of a process's output is kept, in bytes. A process that
+// writes faster than the store looks exceeds it for a moment.
+const LogLimit = 1 << 20
+
+// How often the store looks at the files, and how many it keeps of processes
+// that have ended.
+const (
+	logPeriod = 100 * time.Millisecond
+	logKeep   = 256
+)
+
+// LogChunk is a piece of a log.
+type LogChunk struct {
+	Data   []byte
+	Offset int64 // of Data; beyond what was asked if that is gone already
+	Next   int64 // what to ask for next
+	Ended  bool  // the process has ended
+	Status string
+}
+
+// OpenLogs opens the store in dir, which outlives the daemon.
+func OpenLogs(dir string) (*LogStore, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, &unum.Error{Op: "logs", Path: dir, Err: err}
+	}
+	stale, _ := filepath.Glob(filepath.Join(dir, "new-*"))
+	for _, f := range stale {
+		os.Remove(f)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &LogStore{dir: dir, cancel: cancel, done: make(chan struct{})}
+	go s.trimLoop(ctx)
+	return s, nil
+}
+
+// Close stops cutting; the files stay.
+func (s *LogStore) Close() error {
+	s.cancel()
+	<-s.done
+	return nil
+}
+
+func (s *LogStore) path(pid unum.Pid) string { return filepath.Join(s.dir, pid.String()+".log") }
+
+// pendingLog is a log whose process has not started yet.
+type pendingLog struct {
+	s    *LogStore
+	f    *os.File
+	name string
+	kept bool
+}
+
+func (s *LogStore) create(uid uint32) (*pendingLog, error) {
+	s.mu.Lock()
+	s.next++
+	name := filepath.Join(s.dir, "new-"+strconv.Itoa(s.next))
+	s.mu.Unlock()
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Chown(int(uid), -1); err != nil {
+		f.Close()
+		os.Remove(name)
+		return nil, err
+	}
+	return &pendingLog{s: s, f: f, name: name}, nil
+}
+
+func (p *pendingLog) keep(pid unum.Pid) error {
+	os.Remove(p.s.path(pid) + ".end")
+	p.kept = true
+	return os.Rename(p.name, p.s.path(pid))
+}
+
+func (p *pendingLog) abandon() {
+	p.f.Close()
+	if !p.kept {
+		os.Remove(p.name)
+	}
+}
+
+// ended notes how the process ended, for Read.
+func (s *LogStore) ended(pid unum.Pid, e Exit, err error) {
+	status := "exit " + strconv.Itoa(e.Code)
+	switch {
+	case err != nil:
+		status = err.Error()
+	case e.Signal != 0:
+		status = unix.SignalName(unix.Signal(e.Signal))
+	}
+	os.WriteFile(s.path(pid)+".end", []byte(status), 0o600)
+	s.forget()
+}
+
+// forget removes the oldest logs of ended processes beyond logKeep.
+func (s *LogStore) forget() {
+	ends, _ := filepath.Glob(filepath.Join(s.dir, "*.log.end"))
+	for len(ends) > logKeep {
+		oldest, at := 0, time.Now()
+		for i, e := range ends {
+			if fi, err := os.Stat(e); err == nil && fi.ModTime().Before(at) {
+				oldest, at = i, fi.ModTime()
+			}
+		}
+		os.Remove(strings.TrimSuffix(ends[oldest], ".end"))
+		os.Remove(ends[oldest])
+		ends = append(ends[:oldest], ends[oldest+1:]...)
+	}
+}
+
+// Read returns a piece of a process's output from offset. unum.ErrNoProcess
+// if there is no log of it here, unum.ErrDenied if it is not the caller's.
+func (s *LogStore) Read(c Caller, pid unum.Pid, offset int64) (*LogChunk, error) {
+	// Looked up first: what is written before the end is then in the piece.
+	status, endErr := os.ReadFile(s.path(pid) + ".end")
+	f, err := os.Open(s.path(pid))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%d has no log on this node: %w", pid, unum.ErrNoProcess)
+	}
+	if err != nil {
+		return nil, &unum.Error{Op: "logs", Pid: pid, Err: err}
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, &unum.Error{Op: "logs", Pid: pid, Err: err}
+	}
+	if !c.May(fi.Sys().(*syscall.Stat_t).Uid) {
+		return nil, &unum.Error{Op: "logs", Pid: pid, Err: unum.ErrDenied}
+	}
+	offset = max(offset, fi.Size()-LogLimit, 0)
+	b := make([]byte, min(fi.Size()-offset, 1<<20))
+	n, err := f.ReadAt(b, offset)
+	if err != nil && err != io.EOF {
+		return nil, &unum.Error{Op: "logs", Pid: pid, Err: err}
+	}
+	return &LogChunk{
+		Data: b[:max(n, 0)], Offset: offset, Next: offset + int64(n),
+		Ended:  endErr == nil && offset+int64(n) >= fi.Size(),
+		Status: string(status),
+	}, nil
+}
+
+func (s *LogStore) trimLoop(ctx context.Context) {
+	defer close(s.done)
+	t := time.NewTicker(logPeriod)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		logs, _ := filepath.Glob(filepath.Join(s.dir, "*.log"))
+		for _, name := range logs {
+			trim(name)
+		}
+	}
+}
+
+// trim gives the front of an over-long log back to the file system. The size
+// stays, so the appending process and its readers keep their offsets.
+func trim(name string) {
+	var st unix.Stat_t
+	if unix.Stat(name, &st) != nil || st.Blocks*512 <= 2*LogLimit {
+		return
+	}
+	fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, st.Size-LogLimit)
+}

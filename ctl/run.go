@@ -1,0 +1,220 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/vmihailenco/msgpack/v5"
+	"golang.org/x/sys/unix"
+
+	"unum"
+)
+
+// Stdio is the client's side of a command's descriptors 0, 1 and 2.
+type Stdio struct{ In, Out, Err *os.File }
+
+// Terminals says whether the command needs a terminal of the world: input and
+// output are terminals here.
+func (s Stdio) Terminals() bool { return isTerminal(s.In) && isTerminal(s.Out) }
+
+// reconnectFor is how long a client whose command runs waits for the next
+// daemon: the lease after which the command would be killed, and some.
+const reconnectFor = 15 * time.Second
+
+// forwarded are the signals that reach the command instead of the client.
+var forwarded = []os.Signal{
+	unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGTSTP, unix.SIGCONT,
+	unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH,
+}
+
+// Detach starts a command without anybody to wait for it.
+func (cl *Client) Detach(ctx context.Context, req *RunRequest) (unum.Pid, error) {
+	r := *req
+	r.Detach, r.TTY = true, false
+	c, err := cl.ask(ctx, "run", &r)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	return recvStarted(c, nil)
+}
+
+func recvStarted(c *conn, files *[]*os.File) (unum.Pid, error) {
+	m, fs, err := c.recvAnswer()
+	if err != nil {
+		return 0, lost(err)
+	}
+	if m.Op != opStarted {
+		return 0, fmt.Errorf("unexpected answer %q", m.Op)
+	}
+	var st started
+	if err := msgpack.Unmarshal(m.Body, &st); err != nil {
+		return 0, err
+	}
+	if files != nil {
+		*files = fs
+	}
+	return st.Pid, nil
+}
+
+// Run starts a command with io, stands for it here until it ends, and returns
+// how it ended: signals that this process gets are passed on, and if io is a
+// terminal, it is in raw mode meanwhile. ctx ending hangs the command up: it
+// gets SIGHUP, and SIGKILL when it has not ended within two seconds.
+//
+// An error that comes with a zero Exit means that the command did not start,
+// or that how it ended cannot be known any more.
+func (cl *Client) Run(ctx context.Context, req *RunRequest, io Stdio) (Exit, error) {
+	r := *req
+	r.Detach = false
+	r.TTY = io.Terminals()
+	var term *terminal
+	var files []*os.File
+	if r.TTY {
+		var err error
+		if term, err = openTerminal(io); err != nil {
+			return Exit{}, err
+		}
+		defer term.restore()
+		r.Termios, r.Rows, r.Cols = term.describe()
+	} else {
+		files = []*os.File{io.In, io.Out, io.Err}
+	}
+
+	// From here on a signal is the command's, also while it is being started.
+	sigs := make(chan os.Signal, 32)
+	for _, s := range forwarded {
+		if !signal.Ignored(s) { // as under nohup
+			signal.Notify(sigs, s)
+		}
+	}
+	defer signal.Stop(sigs)
+
+	c, err := cl.ask(ctx, "run", &r, files...)
+	if err != nil {
+		return Exit{}, err
+	}
+	f := &following{cl: cl, c: c, term: term, sigs: sigs}
+	defer func() { f.c.Close() }()
+	var got []*os.File
+	if f.pid, err = recvStarted(c, &got); err != nil {
+		return Exit{}, err
+	}
+	if r.TTY {
+		if len(got) != 1 {
+			return Exit{}, errors.New("the daemon sent no terminal")
+		}
+		if err := term.start(got[0]); err != nil {
+			return Exit{}, err
+		}
+	}
+	exit, err := f.follow(ctx)
+	if term != nil {
+		term.finish()
+	}
+	return exit, err
+}
+
+// following is a command that runs, as its client sees it.
+type following struct {
+	cl   *Client
+	c    *conn
+	pid  unum.Pid
+	term *terminal // or nil
+	sigs chan os.Signal
+}
+
+type ending struct {
+	exit Exit
+	err  error
+}
+
+// await receives the end on c.
+func await(c *conn) ending {
+	m, _, err := c.recvAnswer()
+	if err != nil {
+		return ending{err: lost(err)}
+	}
+	if m.Op != opExit {
+		return ending{err: fmt.Errorf("unexpected answer %q", m.Op)}
+	}
+	var e ending
+	e.err = msgpack.Unmarshal(m.Body, &e.exit)
+	return e
+}
+
+func (f *following) follow(ctx context.Context) (Exit, error) {
+	ends := make(chan ending, 1)
+	wait := func() {
+		c := f.c
+		go func() { ends <- await(c) }() // ends when c is closed, at the latest
+	}
+	wait()
+	cancelled := ctx.Done()
+	var kill <-chan time.Time
+	for {
+		select {
+		case e := <-ends:
+			if !errors.Is(e.err, errLost) {
+				return e.exit, e.err
+			}
+			if err := f.reconnect(); err != nil {
+				return Exit{}, err
+			}
+			wait()
+		case s := <-f.sigs:
+			f.signal(s.(unix.Signal))
+		case <-cancelled:
+			cancelled = nil
+			f.send(unix.SIGHUP)
+			f.send(unix.SIGCONT)
+			kill = time.After(2 * time.Second)
+		case <-kill:
+			f.send(unix.SIGKILL)
+		}
+	}
+}
+
+// reconnect asks the daemon's successor to wait for the same command.
+func (f *following) reconnect() error {
+	f.c.Close()
+	cl := &Client{Path: f.cl.Path, Patience: reconnectFor}
+	c, err := cl.ask(context.Background(), "wait", pidRequest{Pid: f.pid})
+	if err != nil {
+		return fmt.Errorf("lost sight of %d: %w", f.pid, err)
+	}
+	f.c = c
+	return nil
+}
+
+// send passes a signal on. If there is no daemon it is lost, as is one sent to
+// a process that has just ended.
+func (f *following) send(s unix.Signal) {
+	f.c.send(&message{Op: opSignal}, signalEvent{int(s)})
+}
+
+func (f *following) signal(s unix.Signal) {
+	switch {
+	case s == unix.SIGWINCH && f.term != nil:
+		f.term.resize()
+	case s == unix.SIGTSTP && f.term != nil:
+		// The command has a terminal of its own; only this process is to stop.
+		f.term.restore()
+		unix.Kill(unix.Getpid(), unix.SIGSTOP)
+		f.term.raw()
+	case s == unix.SIGTSTP:
+		f.send(s)
+		unix.Kill(unix.Getpid(), unix.SIGSTOP)
+	case s == unix.SIGCONT && f.term != nil:
+		f.term.raw()
+		f.term.resize()
+	default:
+		f.send(s)
+	}
+}

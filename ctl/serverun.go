@@ -1,0 +1,278 @@
+package ctl
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/vmihailenco/msgpack/v5"
+	"golang.org/x/sys/unix"
+
+	"unum"
+)
+
+type started struct{ Pid unum.Pid }
+
+type signalEvent struct{ Sig int }
+
+const opSignal = "signal"
+
+// run starts a command and, unless it is detached, follows it to its end.
+func (s *Server) run(ctx context.Context, c *conn, caller Caller, req *RunRequest, files []*os.File) error {
+	if len(req.Argv) == 0 {
+		return fmt.Errorf("no command: %w", unix.EINVAL)
+	}
+	cmd := &Command{
+		Argv: req.Argv, Env: req.Env, Dir: req.Dir, Umask: req.Umask & 0o777, Nice: req.Nice,
+		Rlimits: caller.limits(req.Rlimits),
+		Uid:     caller.Uid, Gid: caller.Gid, Groups: caller.Groups,
+		NoNewPrivs: caller.NoNewPrivs, CapBounding: caller.CapBounding,
+	}
+	if !path.IsAbs(cmd.Dir) {
+		return fmt.Errorf("directory %q is not absolute: %w", cmd.Dir, unix.EINVAL)
+	}
+	if req.User != "" {
+		if err := cmd.become(caller, req.User); err != nil {
+			return err
+		}
+	}
+	if !caller.Root() && cmd.Nice < 0 {
+		cmd.Nice = 0
+	}
+	if req.Node != "" {
+		switch req.Node {
+		case "here", "elsewhere", "auto":
+		default:
+			if err := s.cfg.Backend.CheckNode(ctx, unum.NodeID(req.Node)); err != nil {
+				return err
+			}
+		}
+		cmd.Env = setenv(cmd.Env, "UNUM_NODE", req.Node)
+	}
+
+	var own []*os.File // closed when the command has them
+	defer func() {
+		for _, f := range own {
+			f.Close()
+		}
+	}()
+	var master *os.File
+	var logf *pendingLog
+	switch {
+	case req.Detach:
+		if s.cfg.Logs == nil {
+			return errors.New("this node keeps no logs: cannot run detached")
+		}
+		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		own = append(own, null)
+		if logf, err = s.cfg.Logs.create(cmd.Uid); err != nil {
+			return fmt.Errorf("log: %w", err)
+		}
+		defer logf.abandon()
+		cmd.Files = [3]*os.File{null, logf.f, logf.f}
+	case req.TTY:
+		m, slave, err := s.cfg.Backend.OpenTTY(ctx)
+		if err != nil {
+			return fmt.Errorf("terminal: %w", err)
+		}
+		own = append(own, m, slave)
+		if err := prepareTTY(slave, cmd.Uid, req); err != nil {
+			return fmt.Errorf("terminal: %w", err)
+		}
+		master = m
+		cmd.TTY = true
+		cmd.Files = [3]*os.File{slave, slave, slave}
+	default:
+		if len(files) != 3 {
+			return fmt.Errorf("%d descriptors came, not 3: %w", len(files), unix.EBADF)
+		}
+		cmd.Files = [3]*os.File(files)
+	}
+
+	pid, err := s.cfg.Backend.Start(ctx, caller, cmd)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		f.Close()
+	}
+	s.log.Debug("run", "pid", pid, "uid", cmd.Uid, "command", req.Argv[0], "detach", req.Detach)
+	if req.Detach {
+		if err := logf.keep(pid); err != nil {
+			s.log.Warn("log of a detached process", "pid", pid, "err", err)
+		}
+		s.wg.Add(1)
+		go func() {
+			defer s.wg.Done()
+			s.tend(ctx, caller, pid)
+		}()
+		return c.send(&message{Op: opStarted}, started{pid})
+	}
+	var fds []*os.File
+	if master != nil {
+		fds = append(fds, master)
+	}
+	err = c.send(&message{Op: opStarted}, started{pid}, fds...)
+	for _, f := range own { // the terminal must hang up when the client goes
+		f.Close()
+	}
+	own = nil
+	if err != nil {
+		return nil // the client is gone; its command is nobody's
+	}
+	return s.follow(ctx, c, caller, pid)
+}
+
+// tend waits for a detached process and notes its end in the log's record.
+func (s *Server) tend(ctx context.Context, caller Caller, pid unum.Pid) {
+	exit, err := s.cfg.Backend.Wait(ctx, caller, pid)
+	if ctx.Err() != nil {
+		return
+	}
+	s.cfg.Logs.ended(pid, exit, err)
+	s.cfg.Backend.Release(pid)
+}
+
+// follow tells the client how pid ends, and passes the client's signals on.
+func (s *Server) follow(ctx context.Context, c *conn, caller Caller, pid unum.Pid) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		defer cancel() // the client is gone: nobody waits
+		for {
+			m, files, err := c.recv()
+			if err != nil {
+				return
+			}
+			for _, f := range files {
+				f.Close()
+			}
+			if m.Op != opSignal {
+				return
+			}
+			var ev signalEvent
+			if msgpack.Unmarshal(m.Body, &ev) != nil {
+				return
+			}
+			err = s.cfg.Backend.Signal(ctx, caller, pid, unix.Signal(ev.Sig))
+			if err != nil && !errors.Is(err, unum.ErrNoProcess) && !errors.Is(err, unix.ESRCH) {
+				s.log.Warn("signal", "pid", pid, "sig", ev.Sig, "err", err)
+			}
+		}
+	}()
+	exit, err := s.cfg.Backend.Wait(ctx, caller, pid)
+	switch {
+	case ctx.Err() != nil:
+		err = nil
+	case err != nil:
+		c.send(&message{Op: opError, Err: toWire(err)}, nil)
+		err = nil
+	default:
+		if c.send(&message{Op: opExit}, exit) == nil {
+			s.cfg.Backend.Release(pid)
+		}
+	}
+	c.uc.CloseRead()
+	wg.Wait()
+	return err
+}
+
+// prepareTTY makes a fresh terminal the user's, looking like the client's.
+func prepareTTY(slave *os.File, uid uint32, req *RunRequest) error {
+	fd := int(slave.Fd())
+	// Group tty, as grantpt does; there are systems without that group.
+	if g, err := user.LookupGroup("tty"); err == nil {
+		if gid, err := strconv.Atoi(g.Gid); err == nil {
+			unix.Fchown(fd, -1, gid)
+		}
+	}
+	if err := unix.Fchown(fd, int(uid), -1); err != nil {
+		return err
+	}
+	if err := unix.Fchmod(fd, 0o620); err != nil {
+		return err
+	}
+	if req.Termios != nil {
+		if err := unix.IoctlSetTermios(fd, unix.TCSETS, req.Termios); err != nil {
+			return err
+		}
+	}
+	return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: req.Rows, Col: req.Cols})
+}
+
+// become sets the identity that root asked for: a name, or uid[:gid].
+func (cmd *Command) become(caller Caller, who string) error {
+	uid, gid, groups, home, name, err := lookupUser(who)
+	if err != nil {
+		return err
+	}
+	if !caller.Root() {
+		if uid != caller.Uid {
+			return fmt.Errorf("only root may run as %s: %w", who, unum.ErrDenied)
+		}
+		return nil // as himself, with the groups he has
+	}
+	cmd.Uid, cmd.Gid, cmd.Groups = uid, gid, groups
+	if name != "" {
+		cmd.Env = setenv(cmd.Env, "USER", name)
+		cmd.Env = setenv(cmd.Env, "LOGNAME", name)
+		cmd.Env = setenv(cmd.Env, "HOME", home)
+	}
+	return nil
+}
+
+func lookupUser(who string) (uid, gid uint32, groups []uint32, home, name string, err error) {
+	id, g, hasGid := strings.Cut(who, ":")
+	u, err := user.Lookup(id)
+	if err != nil {
+		u, err = user.LookupId(id)
+	}
+	if err != nil {
+		n, perr := strconv.ParseUint(id, 10, 32)
+		if perr != nil {
+			return 0, 0, nil, "", "", fmt.Errorf("no such user: %s", id)
+		}
+		u = &user.User{Uid: id, Gid: id}
+		uid, gid = uint32(n), uint32(n)
+	} else {
+		uid, gid, home, name = atou(u.Uid), atou(u.Gid), u.HomeDir, u.Username
+		ids, _ := u.GroupIds()
+		for _, s := range ids {
+			groups = append(groups, atou(s))
+		}
+	}
+	if hasGid {
+		if gr, gerr := user.LookupGroup(g); gerr == nil {
+			g = gr.Gid
+		}
+		n, perr := strconv.ParseUint(g, 10, 32)
+		if perr != nil {
+			return 0, 0, nil, "", "", fmt.Errorf("no such group: %s", g)
+		}
+		gid = uint32(n)
+	}
+	return uid, gid, groups, home, name, nil
+}
+
+func atou(s string) uint32 {
+	n, _ := strconv.ParseUint(s, 10, 32)
+	return uint32(n)
+}
+
+func setenv(env []string, key, val string) []string {
+	env = slices.DeleteFunc(slices.Clone(env), func(e string) bool { return strings.HasPrefix(e, key+"=") })
+	return append(env, key+"="+val)
+}
