@@ -210,6 +210,7 @@ func TestRun(t *testing.T) {
 			t.Errorf("%q: %+v %q, %v; want %+v %q", c.script, exit, got, err, c.exit, c.out)
 		}
 	}
+	r.srv.Close() // waits for its goroutines
 	if n := len(r.b.procs); n != 0 {
 		t.Errorf("%d processes not released", n)
 	}
