@@ -1,0 +1,75 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"unum/ctl"
+)
+
+// Exit codes of unum's own, as env(1) and docker run have them. Otherwise the
+// code is the command's.
+const (
+	exitFailed   = 125 // unum itself failed
+	exitCannot   = 126 // the command cannot be executed
+	exitNotFound = 127 // the command is not there
+)
+
+// codeError is an error with the exit code that it means.
+type codeError struct {
+	code int
+	err  error
+}
+
+func (e *codeError) Error() string { return e.err.Error() }
+func (e *codeError) Unwrap() error { return e.err }
+
+// commandError gives the failure to start a command its exit code.
+func commandError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return &codeError{exitNotFound, err}
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.ENOEXEC), errors.Is(err, syscall.E2BIG),
+		errors.Is(err, syscall.EISDIR), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP),
+		errors.Is(err, syscall.ETXTBSY), errors.Is(err, syscall.ELIBBAD), errors.Is(err, syscall.EINVAL):
+		return &codeError{exitCannot, err}
+	}
+	return err
+}
+
+// fail prints the one line of a failure and returns its exit code.
+func fail(err error) int {
+	fmt.Fprintf(os.Stderr, "unum: %s\n", clean(err.Error()))
+	var c *codeError
+	if errors.As(err, &c) {
+		return c.code
+	}
+	return exitFailed
+}
+
+// ended is an error that says how a command ended, so that it reaches main
+// through cobra after everything was cleaned up.
+type ended struct{ exit ctl.Exit }
+
+func (e *ended) Error() string { return "command ended" }
+
+// endLike ends this process the way the command ended.
+func endLike(e ctl.Exit) int {
+	if e.Signal == 0 {
+		return e.Code
+	}
+	sig := unix.Signal(e.Signal)
+	unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}) // the command's core is enough
+	signal.Reset(sig)
+	unix.Kill(unix.Getpid(), sig)
+	// Not ended: it is ignored here, or pid 1. Say it as a shell does.
+	return 128 + e.Signal
+}

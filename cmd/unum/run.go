@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"unum/ctl"
+)
+
+// binDir holds the command unum inside a world.
+const binDir = "/run/unum/bin"
+
+func runCommand() *cobra.Command {
+	var o runOptions
+	cmd := &cobra.Command{
+		Use:   "run [flags] COMMAND [ARG...]",
+		Short: "Run a command on a node",
+		Long: `Run a command, where there is room or on the node that -n names: a node, "here",
+"elsewhere" (any other node) or "auto". Inside the cluster unum becomes the
+command. From outside it starts it in the cluster and stands for it: standard
+streams, terminal and signals are passed on.
+
+The exit code is the command's; 125 if unum fails, 126 if the command cannot
+be executed, 127 if it is not found.`,
+		Example: `  unum run ./simulate
+  unum run -n n2 make -j8
+  unum run -d -n n3 ./server          prints the PID; see "unum logs PID"
+  UNUM_NODE=elsewhere make -j6        the same choice, for all that make starts`,
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.argv = args
+			return run(cmd.Context(), o)
+		},
+	}
+	cmd.ValidArgsFunction = func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	f := cmd.Flags()
+	f.SetInterspersed(false)
+	f.StringVarP(&o.node, "node", "n", "", "where: a node, here, elsewhere or auto (default auto)")
+	f.BoolVarP(&o.detach, "detach", "d", false, "do not wait; print the PID")
+	f.StringVarP(&o.user, "user", "u", "", "run as this user[:group] (root only)")
+	f.StringVarP(&o.dir, "workdir", "w", "", "working directory")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "set a variable: K=V, or K for the caller's value")
+	cmd.RegisterFlagCompletionFunc("node", completeNodes)
+	return cmd
+}
+
+func shCommand() *cobra.Command {
+	var o runOptions
+	cmd := &cobra.Command{
+		Use:   "sh [flags]",
+		Short: "Open a shell in the cluster, whose jobs are placed by themselves",
+		Example: `  unum sh
+  unum sh -n n2                       everything from this shell runs on n2`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.argv = []string{shell()}
+			return run(cmd.Context(), o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&o.node, "node", "n", "", "where: a node, here, elsewhere or auto (default auto)")
+	f.StringVarP(&o.user, "user", "u", "", "run as this user[:group] (root only)")
+	f.StringVarP(&o.dir, "workdir", "w", "", "working directory")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "set a variable: K=V, or K for the caller's value")
+	cmd.RegisterFlagCompletionFunc("node", completeNodes)
+	return cmd
+}
+
+// shell is the user's shell, or one that is there.
+func shell() string {
+	for _, s := range []string{os.Getenv("SHELL"), "/bin/bash"} {
+		if s != "" && unix.Access(s, unix.X_OK) == nil {
+			return s
+		}
+	}
+	return "/bin/sh"
+}
+
+func run(ctx context.Context, o runOptions) error {
+	cl, err := dial()
+	if err != nil {
+		return err
+	}
+	inside := cl.Path == ctl.InsideSocket
+	if inside && !o.detach {
+		return runInPlace(ctx, o)
+	}
+	req, err := request(o, inside)
+	if err != nil {
+		return err
+	}
+	if o.detach {
+		pid, err := cl.Detach(ctx, req)
+		if err != nil {
+			return commandError(err)
+		}
+		fmt.Println(pid)
+		return nil
+	}
+	return runThrough(ctx, cl, req)
+}
+
+// runThrough runs a command through the daemon and ends like it.
+func runThrough(ctx context.Context, cl *ctl.Client, req *ctl.RunRequest) error {
+	exit, err := cl.Run(ctx, req, ctl.Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
+	if err != nil {
+		return commandError(err)
+	}
+	return &ended{exit}
+}
+
+// request describes a command with everything it inherits from this process.
+func request(o runOptions, inside bool) (*ctl.RunRequest, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return nil, err
+	}
+	if o.dir != "" {
+		if dir, err = filepath.Abs(o.dir); err != nil {
+			return nil, err
+		}
+	}
+	env := os.Environ()
+	if !inside {
+		env = slices.DeleteFunc(env, func(e string) bool { return strings.HasPrefix(e, "UNUM_CLUSTER=") })
+		env = addPath(env)
+	}
+	r := &ctl.RunRequest{
+		Argv: o.argv, Env: commandEnv(env, o), Dir: dir, Node: o.node, User: o.user, Detach: o.detach,
+	}
+	old := unix.Umask(0)
+	unix.Umask(old)
+	r.Umask = uint32(old)
+	if n, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err == nil {
+		r.Nice = 20 - n // the system call returns 1..40
+	}
+	// Package os has raised RLIMIT_NOFILE; a failing exec gives it back.
+	syscall.Exec("", nil, nil)
+	for res := range 16 { // RLIMIT_CPU to RLIMIT_RTTIME
+		var l unix.Rlimit
+		if unix.Getrlimit(res, &l) == nil {
+			r.Rlimits = append(r.Rlimits, ctl.Rlimit{Resource: res, Soft: l.Cur, Max: l.Max})
+		}
+	}
+	return r, nil
+}
+
+// addPath puts the world's own unum on the PATH.
+func addPath(env []string) []string {
+	path := "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	for _, e := range env {
+		if p, ok := strings.CutPrefix(e, "PATH="); ok && p != "" {
+			path = p
+		}
+	}
+	if slices.Contains(strings.Split(path, ":"), binDir) {
+		return env
+	}
+	return setenv(env, "PATH", binDir+":"+path)
+}
