@@ -1,0 +1,60 @@
+# make build   the binary, ./unum
+# make play    a three-node cluster on this machine and a shell in it (root)
+# make test    everything that runs in a few minutes (root for most of it)
+# make test-long   builds, floods and other kernels: an hour (root)
+# make bench   the figures of README.md (root)
+
+SHELL := /bin/sh
+MAKEFLAGS += --no-print-directory
+
+# The go to build with; see there. One that says GOTOOLCHAIN=local and is older
+# than go.mod wants would only refuse: let it fetch the right one.
+GO := $(shell .ci/go)
+ifneq ($(GO),)
+ifneq ($(shell GOTOOLCHAIN=local $(GO) list -m 2>/dev/null),unum)
+ifeq ($(shell cd / && $(GO) env GOTOOLCHAIN),local)
+export GOTOOLCHAIN := auto
+endif
+endif
+endif
+export CGO_ENABLED := 0
+
+# git refuses to tell the revision of a checkout that is somebody else's.
+VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
+
+PLAY ?=
+TEST ?= ./...
+# How long test-long may take.
+LONG ?= 60m
+
+.PHONY: build play test test-long bench need-go need-root tools clean
+
+build: need-go
+	@$(GO) build -trimpath $(VCS) -o unum ./cmd/unum
+
+play: need-root build
+	@./unum play $(PLAY)
+
+test: need-go tools build
+	@$(GO) vet ./...
+	@$(GO) test -p 1 -timeout 20m $(TEST)
+
+test-long: need-root need-go tools build
+	@UNUM_LONG=1 $(GO) test -p 1 -timeout $(LONG) -v -count=1 $(TEST)
+
+bench: need-root need-go tools build
+	@UNUM_BENCH=1 $(GO) test -p 1 -timeout 60m -v -count=1 -run '^TestBench' ./unumtest/...
+
+need-go:
+	@if [ -z "$(GO)" ]; then \
+	  echo "unum needs Go 1.21 or newer, and found none: apt-get install golang-go, or https://go.dev/dl" >&2; exit 1; fi
+
+need-root:
+	@if [ "$$(id -u)" != 0 ]; then echo "this needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; fi
+
+# What the tests run. Whatever cannot be installed is named; its tests skip.
+tools:
+	@.ci/tools
+
+clean:
+	@rm -f unum
