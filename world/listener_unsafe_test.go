@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"unum/world/worldtest"
 )
 
 // recvTid is SECCOMP_IOCTL_NOTIF_RECV; it returns the caller's thread id.
@@ -15,7 +17,7 @@ func recvTid(t *testing.T, fd int) int {
 	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), 0xc0502100, uintptr(unsafe.Pointer(&b))); e != 0 {
 		t.Fatal(e)
 	}
-	if nr := binary.LittleEndian.Uint32(b[16:]); nr != helloCall {
+	if nr := binary.LittleEndian.Uint32(b[16:]); nr != worldtest.HelloCall {
 		t.Errorf("call %d was trapped", nr)
 	}
 	return int(binary.LittleEndian.Uint32(b[8:]))

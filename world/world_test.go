@@ -3,7 +3,6 @@ package world
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -19,6 +18,7 @@ import (
 
 	"unum"
 	"unum/world/cgroup"
+	"unum/world/worldtest"
 )
 
 func TestMain(m *testing.M) {
@@ -32,41 +32,6 @@ func TestMain(m *testing.M) {
 	}
 	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	os.Exit(m.Run())
-}
-
-// helloCall is a number that no call has. The placeholder of pid 1 makes it
-// once, then pauses for ever.
-const helloCall = 500
-
-func placeholder() []byte {
-	code := []byte{
-		0xb8, helloCall & 0xff, helloCall >> 8, 0, 0, 0x0f, 0x05, // mov eax, helloCall; syscall
-		0xb8, 34, 0, 0, 0, 0x0f, 0x05, // mov eax, pause; syscall
-		0xeb, 0xf7, // jmp to it
-	}
-	const base, head = 0x400000, 64 + 56
-	var b bytes.Buffer
-	le := func(v any) { binary.Write(&b, binary.LittleEndian, v) }
-	b.Write([]byte{0x7f, 'E', 'L', 'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0})
-	le([]uint16{2, 62}) // executable, x86-64
-	le(uint32(1))
-	le([]uint64{base + head, 64, 0})
-	le(uint32(0))
-	le([]uint16{64, 56, 1, 64, 0, 0})
-	le([]uint32{1, 5}) // load; read, execute
-	le([]uint64{0, base, base, head + uint64(len(code)), head + uint64(len(code)), 0x1000})
-	b.Write(code)
-	return b.Bytes()
-}
-
-// helloFilter notifies of helloCall and lets everything else through.
-func helloFilter() []unix.SockFilter {
-	return []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: helloCall},
-		{Code: unix.BPF_RET | unix.BPF_K, K: 0x7fc00000}, // SECCOMP_RET_USER_NOTIF
-		{Code: unix.BPF_RET | unix.BPF_K, K: 0x7fff0000}, // SECCOMP_RET_ALLOW
-	}
 }
 
 func testConfig(t *testing.T) Config {
@@ -87,7 +52,7 @@ func testConfig(t *testing.T) Config {
 	c := Config{
 		Node: "n3", Hostname: "one", Range: unum.RangeOf(2),
 		RunDir: filepath.Join(dir, "run"), PubDir: filepath.Join(dir, "pub"),
-		Cgroup: g, Stub: placeholder(), Filter: helloFilter(), Cookie: 7,
+		Cgroup: g, Stub: worldtest.Stub(), Filter: worldtest.Filter(), Cookie: 7,
 		MonotonicOffset: 1000 * time.Second, BoottimeOffset: -1500 * time.Millisecond,
 	}
 	for _, d := range []string{c.RunDir, c.PubDir} {

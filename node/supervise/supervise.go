@@ -1,0 +1,250 @@
+// Package supervise is the node supervisor, `unum init`: it keeps the daemon
+// and the file server running, and kills the node's world when no daemon has
+// been registered for the lease. In play it is pid 1 of the node's PID
+// namespace, so that its death ends the node; then it also reaps orphans, the
+// world's pid 1 among them.
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"unum/node/config"
+	"unum/world"
+	"unum/world/cgroup"
+)
+
+const daemonNice = -15 // 821 false alarms of failure detection under load became none
+
+// Main runs until SIGTERM or SIGINT and returns the exit status. What it has
+// to say goes to the standard error.
+func Main(configPath string) int {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if err := run(configPath, Lease, log); err != nil {
+		log.Error("supervisor cannot run", "err", err)
+		return 1
+	}
+	return 0
+}
+
+type supervisor struct {
+	c        *config.Config
+	group    *cgroup.Group
+	log      *slog.Logger
+	services []*service
+	lease    time.Duration
+	began    time.Duration // boot time
+
+	killing chan error // a world's end is on its way; nil otherwise
+}
+
+func run(configPath string, lease time.Duration, log *slog.Logger) error {
+	// One thread forks and sets priorities.
+	runtime.LockOSThread()
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM, unix.SIGINT)
+
+	c, err := config.Load(configPath)
+	if err != nil {
+		return err
+	}
+	s := &supervisor{c: c, group: cgroup.Open(c.CgroupPath), lease: lease, log: log.With("node", c.Node), began: bootTime()}
+	if err := s.group.Enrol(0); err != nil {
+		return err
+	}
+	if os.Getpid() == 1 {
+		if err := ownNamespaces(); err != nil {
+			return err
+		}
+	} else if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("become subreaper: %w", err)
+	}
+	for _, x := range []struct {
+		name string
+		nice int
+	}{{"daemon", daemonNice}, {"fs", 0}} {
+		s.services = append(s.services, &service{
+			name: x.name, nice: x.nice, log: c.Log(x.name),
+			argv: []string{"unum", x.name, "--config", configPath},
+		})
+	}
+	s.loop(signals)
+	s.end(signals)
+	return nil
+}
+
+// ownNamespaces makes /proc show the new PID namespace, here only.
+func ownNamespaces() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	return nil
+}
+
+// loop returns when the supervisor is told to end. It is the only goroutine
+// that forks and reaps, so a service cannot die before its PID is known.
+func (s *supervisor) loop(signals <-chan os.Signal) {
+	look := time.NewTicker(s.lease / 40)
+	defer look.Stop()
+	for {
+		var start <-chan time.Time
+		if wait, ok := s.startDue(); ok {
+			start = time.After(wait)
+		}
+		select {
+		case sig := <-signals:
+			if sig != unix.SIGCHLD {
+				s.log.Info("ending", "signal", sig)
+				return
+			}
+			s.reap()
+		case <-start:
+		case <-look.C:
+			s.checkLease()
+		case err := <-s.killing:
+			s.killing = nil
+			if err != nil {
+				s.log.Error("kill world", "err", err)
+			}
+		}
+	}
+}
+
+// startDue starts the services whose time has come and returns how long the
+// next one has to wait.
+func (s *supervisor) startDue() (wait time.Duration, ok bool) {
+	now := time.Now()
+	for _, v := range s.services {
+		if v.pid != 0 {
+			continue
+		}
+		if !now.Before(v.due) {
+			err := v.start(now)
+			if err == nil {
+				s.log.Info("started", "service", v.name, "pid", v.pid)
+				continue
+			}
+			s.log.Error("start", "service", v.name, "err", err)
+			v.began = now
+			v.died(now)
+		}
+		if d := max(v.due.Sub(now), 0); !ok || d < wait {
+			wait, ok = d, true
+		}
+	}
+	return wait, ok
+}
+
+// reap takes all children that have ended: services, and orphans.
+func (s *supervisor) reap() {
+	for {
+		var ws unix.WaitStatus
+		pid, err := unix.Wait4(-1, &ws, unix.WNOHANG, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || pid <= 0 {
+			return
+		}
+		for _, v := range s.services {
+			if v.pid == pid {
+				v.died(time.Now())
+				s.log.Warn("died", "service", v.name, "pid", pid, "status", describe(ws), "wait", v.due.Sub(time.Now()).Round(time.Millisecond))
+			}
+		}
+	}
+}
+
+func describe(ws unix.WaitStatus) string {
+	if ws.Signaled() {
+		return ws.Signal().String()
+	}
+	return fmt.Sprintf("exit %d", ws.ExitStatus())
+}
+
+// checkLease kills the world if the lease has run out. The kill has a
+// goroutine of its own: the end of a PID namespace waits for this process to
+// reap.
+func (s *supervisor) checkLease() {
+	at, _ := lastBeat(s.c.StateDir())
+	since := bootTime() - max(at, s.began)
+	if since < s.lease || s.killing != nil {
+		return
+	}
+	if _, err := world.Find(s.group); err != nil {
+		return
+	}
+	s.log.Error("no registered daemon, killing the world", "for", since.Round(time.Millisecond))
+	done := make(chan error, 1)
+	s.killing = done
+	go func() { done <- world.KillIn(context.Background(), s.group) }()
+}
+
+// end stops the services, and what else is left of the node if the end of this
+// process does not do that.
+func (s *supervisor) end(signals <-chan os.Signal) {
+	for _, v := range s.services {
+		if v.pid != 0 {
+			unix.Kill(v.pid, unix.SIGTERM)
+		}
+	}
+	s.awaitServices(signals, 2*time.Second)
+	if os.Getpid() == 1 {
+		return
+	}
+	done := make(chan error, 1)
+	go func() { done <- world.KillIn(context.Background(), s.group) }()
+	for over := time.After(5 * time.Second); done != nil; {
+		select {
+		case err := <-done:
+			if err != nil {
+				s.log.Error("kill world", "err", err)
+			}
+			done = nil
+		case <-signals:
+			s.reap()
+		case <-over:
+			done = nil
+		}
+	}
+	for _, v := range s.services {
+		if v.pid != 0 {
+			unix.Kill(v.pid, unix.SIGKILL)
+		}
+	}
+	s.awaitServices(signals, time.Second)
+}
+
+func (s *supervisor) awaitServices(signals <-chan os.Signal, limit time.Duration) {
+	over := time.After(limit)
+	for {
+		s.reap()
+		running := false
+		for _, v := range s.services {
+			running = running || v.pid != 0
+		}
+		if !running {
+			return
+		}
+		select {
+		case <-signals:
+		case <-over:
+			return
+		}
+	}
+}
+
+// LogPath is where the supervisor's own output goes in play.
+func LogPath(c *config.Config) string { return filepath.Join(c.Dir, "init.log") }

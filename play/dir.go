@@ -1,0 +1,238 @@
+package play
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/world/cgroup"
+)
+
+const cgroupPrefix = "unum-play-"
+
+func cgroupName(play string) string { return cgroupPrefix + play }
+
+// lockBase takes the lock under which plays are made and removed. It is on
+// the directory above base, which is never removed.
+func lockBase(ctx context.Context, base string) (unlock func(), err error) {
+	dir := filepath.Dir(base)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", dir, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", dir, ctx.Err())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// claim makes the directory of a play and locks it for the life of the
+// returned file. The kernel releases the lock when its process dies.
+func claim(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return f, nil
+}
+
+// running says whether somebody holds the play of that directory.
+func running(dir string) bool {
+	f, err := os.Open(filepath.Join(dir, "lock"))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil
+}
+
+// reserve picks and claims a name, and clears what killed plays have left.
+// Preconditions: the lock of the base is held.
+func reserve(ctx context.Context, c *Config) (*os.File, error) {
+	var errs []error
+	for _, name := range names(c.base) {
+		if !running(filepath.Join(c.base, name)) {
+			errs = append(errs, remove(ctx, c.base, name))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, fmt.Errorf("clear what a killed play left: %w", err)
+	}
+	if c.Name == "" {
+		c.Name = "play"
+		for i := 2; running(filepath.Join(c.base, c.Name)); i++ {
+			c.Name = "play" + strconv.Itoa(i)
+		}
+	}
+	dir := filepath.Join(c.base, c.Name)
+	if running(dir) {
+		return nil, fmt.Errorf("a play named %s is running: %w", c.Name, unum.ErrExists)
+	}
+	return claim(dir)
+}
+
+// names lists the plays that have left a trace: a directory or a cgroup.
+func names(base string) []string {
+	var found []string
+	seen := map[string]bool{}
+	add := func(n string) {
+		if validName.MatchString(n) && !seen[n] {
+			seen[n] = true
+			found = append(found, n)
+		}
+	}
+	entries, _ := os.ReadDir(base)
+	for _, e := range entries {
+		add(e.Name())
+	}
+	if base == Base { // the cgroups of tests are not for others to judge
+		for _, g := range cgroup.Below(cgroupPrefix) {
+			if n := strings.TrimPrefix(g, cgroupPrefix); !strings.HasPrefix(n, "test-") {
+				add(n)
+			}
+		}
+	}
+	return found
+}
+
+// remove kills and removes what there is of a play that nobody holds.
+func remove(ctx context.Context, base, name string) error {
+	g := cgroup.Open(cgroupName(name))
+	if err := g.Kill(); err != nil {
+		return err
+	}
+	if err := g.Remove(ctx); err != nil {
+		return err
+	}
+	dir := filepath.Join(base, name)
+	if err := unmountBelow(dir); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	os.Remove(base) // only if it is empty
+	return nil
+}
+
+// unmountBelow takes off what is mounted below dir: RemoveAll must not go
+// into another tree.
+func unmountBelow(dir string) error {
+	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return err
+	}
+	for i := len(infos) - 1; i >= 0; i-- {
+		if err := unix.Unmount(infos[i].Mountpoint, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("unmount %s: %w", infos[i].Mountpoint, err)
+		}
+	}
+	return nil
+}
+
+func writeInfo(dir string, info *Info) error {
+	b, err := json.MarshalIndent(info, "", "\t")
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(dir, "play.json.new")
+	if err := os.WriteFile(tmp, append(b, '\n'), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(dir, "play.json"))
+}
+
+// List returns the plays that run on this machine.
+func List() ([]Info, error) {
+	entries, err := os.ReadDir(Base)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var infos []Info
+	for _, e := range entries {
+		dir := filepath.Join(Base, e.Name())
+		b, err := os.ReadFile(filepath.Join(dir, "play.json"))
+		if err != nil {
+			continue
+		}
+		var info Info
+		// Ordinary users cannot open the lock, but they can see the process.
+		if json.Unmarshal(b, &info) == nil && unix.Kill(info.Pid, 0) != unix.ESRCH {
+			infos = append(infos, info)
+		}
+	}
+	return infos, nil
+}
+
+// Leftovers lists what exists on this machine of the named plays, or of all:
+// directories, cgroups, mounts and processes. It is for tests, after Stop.
+func Leftovers(plays ...string) []string {
+	return leftovers(Base, plays...)
+}
+
+func leftovers(base string, plays ...string) []string {
+	if len(plays) == 0 {
+		plays = names(base)
+	}
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	procs, _ := filepath.Glob("/proc/[0-9]*/cgroup")
+	var found []string
+	for _, name := range plays {
+		dir := filepath.Join(base, name)
+		if _, err := os.Lstat(dir); err == nil {
+			found = append(found, "directory "+dir)
+		}
+		for _, g := range cgroup.Below(cgroupName(name)) {
+			if g == cgroupName(name) {
+				found = append(found, "cgroup "+g)
+			}
+		}
+		for line := range strings.Lines(string(mounts)) {
+			if strings.Contains(line, dir+"/") {
+				found = append(found, "mount "+strings.TrimSpace(line))
+			}
+		}
+		for _, p := range procs {
+			pid := strings.Split(p, "/")[2]
+			groups, _ := os.ReadFile(p)
+			args, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+			if strings.Contains(string(groups), cgroupName(name)+"/") || strings.Contains(string(args), dir+"/") {
+				found = append(found, fmt.Sprintf("process %s %q", pid, args))
+			}
+		}
+	}
+	return found
+}
