@@ -229,6 +229,9 @@ func leftovers(base string, plays ...string) []string {
 			pid := strings.Split(p, "/")[2]
 			groups, _ := os.ReadFile(p)
 			args, _ := os.ReadFile("/proc/" + pid + "/cmdline")
+			if len(args) == 0 { // a zombie, which is its parent's business
+				continue
+			}
 			if strings.Contains(string(groups), cgroupName(name)+"/") || strings.Contains(string(args), dir+"/") {
 				found = append(found, fmt.Sprintf("process %s %q", pid, args))
 			}
