@@ -1,0 +1,215 @@
+package file
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"github.com/vmihailenco/msgpack/v5"
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/carry"
+)
+
+// sharedDesc is Desc.Data of the kinds shared and stream.
+type sharedDesc struct {
+	Path string // only to name it
+	Ino  uint64
+	Mode uint32
+	Size int64
+	Pos  int64
+}
+
+// shared carries regular files whose description others share, or that have
+// no name to open them by.
+type shared struct{ k *Kinds }
+
+func (shared) Name() string { return "shared" }
+
+func (s shared) Claim(_ context.Context, p *carry.Proc, fd *carry.FD) (*carry.Desc, error) {
+	if fd.Stat.Mode&unix.S_IFMT != unix.S_IFREG || fd.Flags&unix.O_PATH != 0 {
+		return nil, nil
+	}
+	if s.k.cfg.FS == nil {
+		return nil, staysHome(fd.Link, "is shared with other processes")
+	}
+	if fd.Flags&unix.O_DIRECT != 0 {
+		return nil, staysHome(fd.Link, "is open for direct I/O and shared with other processes")
+	}
+	if locked, err := hasRecordLocks(p.HostPid, fd.Nums[0]); err != nil {
+		return nil, &unum.Error{Op: "carry", Pid: p.Pid, Path: fd.Link, Err: err}
+	} else if locked {
+		return nil, staysHome(fd.Link, "is shared and has a record lock of the process")
+	}
+	return describeShared("shared", fd), nil
+}
+
+func describeShared(kind string, fd *carry.FD) *carry.Desc {
+	return &carry.Desc{
+		Kind: kind, Nums: fd.Nums,
+		Flags: fd.Flags,
+		Data:  marshal(sharedDesc{Path: fd.Link, Ino: fd.Stat.Ino, Mode: fd.Stat.Mode, Size: fd.Stat.Size, Pos: fd.Pos}),
+	}
+}
+
+func (s shared) Serve(_ context.Context, pl carry.Placement, d *carry.Desc, file *os.File) (carry.Home, error) {
+	return s.k.serve(pl, d, file, false)
+}
+
+func (s shared) ResumeHome(_ context.Context, pl carry.Placement, d *carry.Desc, file *os.File) (carry.Home, error) {
+	return s.k.serve(pl, d, file, false)
+}
+
+func (s shared) Land(ctx context.Context, pl carry.Placement, d *carry.Desc) (carry.Guest, error) {
+	return s.k.land(ctx, pl, d, false)
+}
+
+func (s shared) ResumeGuest(_ context.Context, pl carry.Placement, d *carry.Desc) (carry.Guest, error) {
+	return &guestHalf{k: s.k, key: keyOf(pl, d)}, nil
+}
+
+// streamed carries the read ends of pipes that several processes read.
+type streamed struct{ k *Kinds }
+
+func (streamed) Name() string { return "stream" }
+
+func (s streamed) Claim(ctx context.Context, p *carry.Proc, fd *carry.FD) (*carry.Desc, error) {
+	if fd.Stat.Mode&unix.S_IFMT != unix.S_IFIFO || fd.Flags&(unix.O_PATH|unix.O_ACCMODE) != unix.O_RDONLY {
+		return nil, nil
+	}
+	if f := s.k.cfg.ManyReaders; f != nil {
+		if many, err := f(ctx, p, fd); err != nil || !many {
+			return nil, err
+		}
+	}
+	if s.k.cfg.FS == nil {
+		return nil, staysHome(fd.Link, "has several readers")
+	}
+	return describeShared("stream", fd), nil
+}
+
+func (s streamed) Serve(_ context.Context, pl carry.Placement, d *carry.Desc, file *os.File) (carry.Home, error) {
+	return s.k.serve(pl, d, file, true)
+}
+
+func (s streamed) ResumeHome(_ context.Context, pl carry.Placement, d *carry.Desc, file *os.File) (carry.Home, error) {
+	return s.k.serve(pl, d, file, true)
+}
+
+func (s streamed) Land(ctx context.Context, pl carry.Placement, d *carry.Desc) (carry.Guest, error) {
+	return s.k.land(ctx, pl, d, true)
+}
+
+func (s streamed) ResumeGuest(_ context.Context, pl carry.Placement, d *carry.Desc) (carry.Guest, error) {
+	return &guestHalf{k: s.k, key: keyOf(pl, d), stream: true}, nil
+}
+
+func keyOf(pl carry.Placement, d *carry.Desc) Key {
+	return Key{Placement: pl.ID, Num: int32(d.Nums[0])}
+}
+
+func (k *Kinds) serve(pl carry.Placement, d *carry.Desc, file *os.File, stream bool) (carry.Home, error) {
+	s, err := k.home.add(keyOf(pl, d), pl.Guest, file, stream)
+	if err != nil {
+		file.Close()
+		return nil, &unum.Error{Op: "serve " + d.Kind, Pid: pl.Pid, Node: pl.Guest, Err: err}
+	}
+	return &homeHalf{k: k, pl: pl, s: s}, nil
+}
+
+func (k *Kinds) land(ctx context.Context, pl carry.Placement, d *carry.Desc, stream bool) (carry.Guest, error) {
+	var sd sharedDesc
+	if err := unmarshal(d.Data, &sd); err != nil {
+		return nil, err
+	}
+	if k.cfg.FS == nil {
+		return nil, staysHome(sd.Path, "has no file server here")
+	}
+	f, err := k.cfg.FS.open(ctx, &Registration{
+		Key: keyOf(pl, d), Home: string(pl.Home), Stream: stream, Mode: sd.Mode, Ino: sd.Ino, Size: sd.Size, Pos: sd.Pos,
+	}, d.Flags&(unix.O_ACCMODE|unix.O_APPEND|unix.O_NONBLOCK|unix.O_DSYNC|unix.O_SYNC))
+	if err != nil {
+		return nil, &unum.Error{Op: "land " + d.Kind, Pid: pl.Pid, Path: sd.Path, Err: err}
+	}
+	return &guestHalf{k: k, key: keyOf(pl, d), stream: stream, file: f}, nil
+}
+
+// guestHalf is carry.Guest of a file on the private mount.
+type guestHalf struct {
+	k      *Kinds
+	key    Key
+	stream bool
+	file   *os.File // a duplicate of the body's, to read its position; nil once the body has ended
+}
+
+func (g *guestHalf) Local() carry.Local {
+	f, err := duplicate(g.file)
+	if err != nil {
+		f = g.file // the caller closes it, and with it what knows the position
+		g.file = nil
+	}
+	return carry.Local{File: f}
+}
+
+func (g *guestHalf) Started(ok bool) {
+	if !ok || g.stream {
+		g.drop()
+	}
+}
+
+func (g *guestHalf) drop() {
+	if g.file != nil {
+		g.file.Close()
+		g.file = nil
+	}
+}
+
+// Flush hands the body's position on to home. When the body has ended, it
+// returns once home has closed what nobody here uses any longer, so that
+// locks are free and pipes are broken before anybody learns of the end.
+func (g *guestHalf) Flush(ctx context.Context, final bool) error {
+	var errs []error
+	if g.file != nil && !g.stream {
+		if pos, err := unix.Seek(int(g.file.Fd()), 0, 1); err == nil {
+			_, err := g.k.cfg.FS.call(ctx, VerbHandOn, marshal(Position{g.key, pos}))
+			errs = append(errs, err)
+		}
+	}
+	if final {
+		g.drop()
+		errs = append(errs, g.k.cfg.FS.settle(ctx, g.key))
+	}
+	return errors.Join(errs...)
+}
+
+// Close leaves the file to the children of the body that have it open.
+func (g *guestHalf) Close() error {
+	g.drop()
+	_, err := g.k.cfg.FS.call(g.k.ctx, VerbForget, marshal(g.key))
+	return err
+}
+
+func duplicate(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, err
+	}
+	return blockingFile(fd, f.Name()), nil
+}
+
+// marshal packs v, one of this package's own types, which always succeeds.
+func marshal(v any) []byte {
+	b, err := msgpack.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+func unmarshal(b []byte, v any) error {
+	if err := msgpack.Unmarshal(b, v); err != nil {
+		return &unum.Error{Op: "carry file", Err: err}
+	}
+	return nil
+}

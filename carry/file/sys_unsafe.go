@@ -1,0 +1,28 @@
+package file
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// setThreadGroups sets the supplementary groups of the calling thread alone;
+// Go's own Setgroups sets those of all threads.
+func setThreadGroups(groups []uint32) error {
+	var p unsafe.Pointer
+	if len(groups) > 0 {
+		p = unsafe.Pointer(&groups[0])
+	}
+	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(p), 0); e != 0 {
+		return e
+	}
+	return nil
+}
+
+// futimens is utimensat(2) without a path.
+func futimens(fd int, ts [2]unix.Timespec) error {
+	if _, _, e := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&ts)), 0, 0, 0); e != 0 {
+		return e
+	}
+	return nil
+}

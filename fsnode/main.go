@@ -1,0 +1,57 @@
+// Package fsnode is the file server process of a node, `unum fs`. It serves
+// the node's private FUSE mount, on which carried descriptions are opened
+// (package carry/file).
+//
+// It is a process of its own because whoever serves a mount must not fork,
+// exec, trace or map files on it, and because it outlives the daemon. The
+// daemon connects to its socket, keeps the descriptors of the mount in a
+// process that outlives both, and passes operations on to other nodes. What
+// the file server must know after it was killed lies in a table of shared
+// memory in the state directory; requests that it had read and not answered
+// come again (FUSE_NOTIFY_RESEND, Linux 6.9).
+package fsnode
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"unum"
+)
+
+// Main runs the file server of the node whose config file lies at configPath,
+// in the node's directory, until it is told to end by SIGTERM or SIGINT. It
+// logs to standard error.
+func Main(configPath string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	return Serve(ctx, Config{StateDir: filepath.Join(filepath.Dir(configPath), "state"), Log: log})
+}
+
+// Config says where a file server works.
+type Config struct {
+	StateDir string // holds the socket and the table
+	Log      *slog.Logger
+}
+
+// Serve serves one node's mount until ctx ends. The mount lives on with those
+// who hold it.
+func Serve(ctx context.Context, cfg Config) error {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	s, err := newServer(cfg)
+	if err != nil {
+		return &unum.Error{Op: "file server", Path: cfg.StateDir, Err: err}
+	}
+	defer s.close()
+	if err := s.run(ctx); err != nil {
+		return &unum.Error{Op: "file server", Path: cfg.StateDir, Err: err}
+	}
+	return nil
+}

@@ -1,0 +1,299 @@
+package fsnode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/vmihailenco/msgpack/v5"
+	"golang.org/x/sys/unix"
+
+	"unum/carry/file"
+	"unum/sys"
+)
+
+// server is one file server process.
+type server struct {
+	cfg   Config
+	log   *slog.Logger
+	ctx   context.Context
+	stop  context.CancelFunc
+	wg    sync.WaitGroup
+	tab   *table
+	files *files
+	up    *uplink
+
+	// The mount, set once by the first hello.
+	dev, mnt *os.File
+	wake     *os.File // eventfd: the device loop shall end
+	ended    chan error
+
+	mu       sync.Mutex
+	inflight map[uint64]*request
+	resumed  bool // requests of a predecessor are still to come
+}
+
+// request is one request of the kernel that is not answered at once.
+type request struct {
+	unique      uint64 // as the answer must have it
+	id          uint64 // the same for a request that was sent again
+	interrupted chan struct{}
+	once        sync.Once
+	key         file.Key
+	home        string
+	waiting     bool // may be interrupted at home
+}
+
+// resendBit marks the unique of a request that is sent again
+// (FUSE_UNIQUE_RESEND, include/uapi/linux/fuse.h of Linux 6.9).
+const resendBit = 1 << 63
+
+func newServer(cfg Config) (*server, error) {
+	tab, err := openTable(filepath.Join(cfg.StateDir, "fs.tab"))
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		tab.close()
+		return nil, err
+	}
+	s := &server{
+		cfg: cfg, log: cfg.Log, tab: tab, files: newFiles(tab),
+		wake: os.NewFile(uintptr(fd), "eventfd"), ended: make(chan error, 1), inflight: map[uint64]*request{},
+	}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.up = newUplink(s.ctx)
+	return s, nil
+}
+
+func (s *server) close() {
+	s.stop()
+	s.wg.Wait()
+	for _, f := range []*os.File{s.dev, s.mnt, s.wake} {
+		if f != nil {
+			f.Close()
+		}
+	}
+	s.tab.close()
+}
+
+// run serves daemons, one after the other, until ctx ends or the mount does.
+func (s *server) run(ctx context.Context) error {
+	path := file.SocketPath(s.cfg.StateDir)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	l.SetUnlinkOnClose(false) // a successor may listen there already
+	if err := os.Chmod(path, 0o600); err != nil {
+		return err
+	}
+	accepted := make(chan *net.UnixConn)
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		for {
+			c, err := l.AcceptUnix()
+			if err != nil {
+				return
+			}
+			select {
+			case accepted <- c:
+			case <-s.ctx.Done():
+				c.Close()
+				return
+			}
+		}
+	}()
+	defer func() {
+		l.Close()
+		s.stop()
+		if s.dev != nil {
+			s.wake.Write([]byte{1, 0, 0, 0, 0, 0, 0, 0})
+			<-s.ended
+		}
+		s.up.set(nil)
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-s.ended:
+			s.ended <- nil
+			return err
+		case c := <-accepted:
+			if err := s.welcome(c); err != nil {
+				s.log.Error("daemon", "err", err)
+				c.Close()
+			}
+		}
+	}
+}
+
+// welcome exchanges the descriptors of the mount with a daemon that has
+// connected, and makes its connection the one in use.
+func (s *server) welcome(c *net.UnixConn) error {
+	_, kept, err := file.RecvFiles(c)
+	if err != nil {
+		return err
+	}
+	answer := byte(file.WelcomeServed)
+	switch {
+	case s.dev != nil:
+		closeAll(kept)
+	case len(kept) == 2 && s.resume(kept[0], kept[1]):
+	default:
+		closeAll(kept)
+		if err := s.mountNew(); err != nil {
+			return err
+		}
+		answer = file.WelcomeFresh
+	}
+	if err := file.SendFiles(c, answer, s.dev, s.mnt); err != nil {
+		return err
+	}
+	l := file.NewLink(c, s.verb)
+	s.up.set(l)
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		<-l.Done()
+		s.up.lost(l)
+		l.Close()
+	}()
+	return nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+func (s *server) mountNew() error {
+	dev, mnt, err := sys.MountFuse("unum")
+	if err != nil {
+		return err
+	}
+	s.files.reset()
+	s.dev, s.mnt = dev, mnt
+	s.start()
+	return nil
+}
+
+// resume goes on with the mount of a predecessor; false if it is dead.
+func (s *server) resume(dev, mnt *os.File) bool {
+	p := []unix.PollFd{{Fd: int32(dev.Fd()), Events: unix.POLLIN}}
+	if _, err := unix.Poll(p, 0); err != nil || p[0].Revents&unix.POLLERR != 0 {
+		return false
+	}
+	s.files.load()
+	s.dev, s.mnt = dev, mnt
+	s.resumed = true
+	if err := s.resend(); err != nil {
+		s.resumed = false
+		s.log.Warn("requests that the last file server had read stay unanswered; the kernel cannot send them again", "err", err)
+	}
+	s.start()
+	s.forgetClosed()
+	return true
+}
+
+// forgetClosed tells homes of descriptions that were closed while nobody
+// served: the RELEASE itself is still in the queue, but one that the
+// predecessor read may not have been passed on.
+func (s *server) forgetClosed() {}
+
+func (s *server) start() {
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		s.ended <- s.loop()
+	}()
+}
+
+// verb answers the daemon.
+func (s *server) verb(ctx context.Context, v file.Verb, body []byte) ([]byte, error) {
+	switch v {
+	case file.VerbRegister:
+		var r file.Registration
+		if err := msgpack.Unmarshal(body, &r); err != nil {
+			return nil, err
+		}
+		return nil, s.files.register(&r)
+	case file.VerbHandOn:
+		var p file.Position
+		if err := msgpack.Unmarshal(body, &p); err != nil {
+			return nil, err
+		}
+		return nil, s.handOn(&p)
+	case file.VerbForget, file.VerbSettle, file.VerbWait:
+		var k file.Key
+		if err := msgpack.Unmarshal(body, &k); err != nil {
+			return nil, err
+		}
+		n := s.files.keyed(k)
+		if n == nil {
+			return nil, nil
+		}
+		return nil, s.ending(ctx, v, n)
+	}
+	return nil, fmt.Errorf("verb %d of daemon", v)
+}
+
+// ending serves the verbs about the end of a node.
+func (s *server) ending(ctx context.Context, v file.Verb, n *node) error {
+	s.files.mu.Lock()
+	handles, opened := n.handles, n.rec.Flags&flagOpened != 0
+	s.files.mu.Unlock()
+	switch {
+	case v == file.VerbForget && !opened:
+		s.up.do(n.home, &file.Op{Key: n.key, Code: file.OpRelease}, s.ctx.Done())
+		s.files.dropNode(n, nil)
+		return nil
+	case v == file.VerbForget, v == file.VerbSettle && handles > 0:
+		return nil
+	}
+	select {
+	case <-n.released:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
+// handOn sets home's position if the program has moved its own since its last
+// read or write.
+func (s *server) handOn(p *file.Position) error {
+	n := s.files.keyed(p.Key)
+	if n == nil {
+		return nil
+	}
+	s.files.mu.Lock()
+	h := n.primary
+	s.files.mu.Unlock()
+	if h == nil {
+		return nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.rec.P == p.Pos {
+		return nil
+	}
+	res := s.up.do(n.home, &file.Op{Key: n.key, Code: file.OpSeek, Off: p.Pos}, s.ctx.Done())
+	if res.Errno != 0 {
+		return res.Errno
+	}
+	h.rec.P = p.Pos
+	return nil
+}

@@ -1,0 +1,101 @@
+package fsnode
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// table is the file server's memory of open files, in a file that is mapped
+// shared: what is stored is there for a successor, whenever this process is
+// killed. Callers serialise allocation; a record's fields belong to whom they
+// were given.
+type table struct {
+	mem  []byte
+	head *tableHead
+	recs []record
+}
+
+const (
+	tableMagic   = 0x756e756d66733031 // "unumfs01"
+	tableRecords = 8192
+)
+
+type tableHead struct {
+	Magic uint64
+	Last  uint64 // the last number given to a node or a file handle
+	_     [14]uint64
+}
+
+// A record is free (Kind 0), a node, or an open file of a node.
+type record struct {
+	Kind      uint32 // stored last
+	Flags     uint32
+	ID        uint64 // node id or file handle
+	Node      uint64 // of an open file: its node
+	Placement uint64
+	Num       int32
+	Mode      uint32
+	Ino       uint64
+	Size      int64
+	P         int64 // see package carry/file
+	HomeLen   uint32
+	_         uint32
+	Home      [48]byte
+}
+
+const (
+	recFree = iota
+	recNode
+	recHandle
+)
+
+const (
+	flagStream  = 1 << iota // of a node
+	flagPrimary             // of an open file: the carried description itself
+	flagOpened              // of a node: the primary was opened
+)
+
+func openTable(path string) (*table, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size := tableSize()
+	if err := f.Truncate(int64(size)); err != nil {
+		return nil, err
+	}
+	mem, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map %s: %w", path, err)
+	}
+	t := &table{mem: mem}
+	t.head, t.recs = tableViews(mem)
+	if t.head.Magic != tableMagic {
+		t.reset()
+	}
+	return t, nil
+}
+
+func (t *table) reset() {
+	clear(t.mem)
+	t.head.Last = 1 // the root's node id
+	t.head.Magic = tableMagic
+}
+
+func (t *table) close() { unix.Munmap(t.mem) }
+
+// alloc returns a free record with a fresh ID; the caller fills it and sets
+// Kind. nil: the table is full.
+func (t *table) alloc() *record {
+	for i := range t.recs {
+		if r := &t.recs[i]; r.Kind == recFree {
+			t.head.Last++
+			*r = record{ID: t.head.Last}
+			return r
+		}
+	}
+	return nil
+}
