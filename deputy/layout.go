@@ -108,6 +108,11 @@ func (p *Program) MustRef(ref int, nr uintptr, args ...uint64) int {
 	return p.add(Stop|Ref, ref, nr, append([]uint64{0}, args...))
 }
 
+// DoRef is Do with the first argument taken from the result of call ref.
+func (p *Program) DoRef(ref int, nr uintptr, args ...uint64) int {
+	return p.add(Ref, ref, nr, append([]uint64{0}, args...))
+}
+
 // Fork adds a clone3 whose child becomes another stub.
 func (p *Program) Fork(args ...uint64) int {
 	return p.add(Stop|Clone, 0, unix.SYS_CLONE3, args)

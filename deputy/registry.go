@@ -21,6 +21,7 @@ type Registry struct {
 	byHost   map[int]*Stub
 	births   map[unum.Pid]*expectation // by world PID
 	converts map[int]*expectation      // by host PID
+	children map[int]*expectation      // by the parent's host PID
 	wg       sync.WaitGroup
 	closed   bool
 }
@@ -41,45 +42,50 @@ func NewRegistry(log *slog.Logger) *Registry {
 		byHost:   map[int]*Stub{},
 		births:   map[unum.Pid]*expectation{},
 		converts: map[int]*expectation{},
+		children: map[int]*expectation{},
 	}
 }
 
 // Handle answers a notification of PRIV. It does not block.
 func (r *Registry) Handle(n *seccomp.Notif) {
-	r.mu.Lock()
-	s := r.byHost[n.Tid]
-	r.mu.Unlock()
-	if s == nil || n.Args[0] == reasonHello && !n.Again {
-		var err error
-		s, err = r.greet(n, s)
-		if err != nil {
-			// Somebody made our private call, or a birth was given up.
-			r.log.Warn("unexpected deputy call", "tid", n.Tid, "reason", n.Args[0], "err", err)
-			n.Errno(unix.ENOSYS)
-			return
+	var s *Stub
+	var err error
+	if n.Args[0] == reasonHello {
+		// A process that is known may be a new stub: a newborn whose exec was
+		// placed elsewhere.
+		if s, err = r.greet(n); err != nil {
+			r.log.Debug("unexpected hello", "tid", n.Tid, "err", err)
 		}
-		if s == nil {
-			return
-		}
+	}
+	if s == nil {
+		s = r.Find(n.Tid)
+	}
+	if s == nil {
+		// Somebody made our private call, or a birth was given up.
+		r.log.Warn("unexpected deputy call", "tid", n.Tid, "reason", n.Args[0])
+		n.Errno(unix.ENOSYS)
+		return
 	}
 	s.handle(n)
 }
 
-// greet makes the Stub of a process that says hello.
-func (r *Registry) greet(n *seccomp.Notif, old *Stub) (*Stub, error) {
-	if old != nil {
-		return old, nil
-	}
-	pid, err := sys.WorldPid(n.Tid)
+// greet makes the Stub of a process that was expected.
+func (r *Registry) greet(n *seccomp.Notif) (*Stub, error) {
+	t, err := sys.ReadTask(n.Tid)
 	if err != nil {
 		return nil, err
 	}
+	pid := t.Pid
 	r.mu.Lock()
-	x := r.births[pid]
-	delete(r.births, pid)
+	x := r.converts[n.Tid]
+	delete(r.converts, n.Tid)
 	if x == nil {
-		x = r.converts[n.Tid]
-		delete(r.converts, n.Tid)
+		x = r.births[pid]
+		delete(r.births, pid)
+	}
+	if x == nil {
+		x = r.children[t.Ppid]
+		delete(r.children, t.Ppid)
 	}
 	r.mu.Unlock()
 	if x == nil {
@@ -140,6 +146,13 @@ type First struct {
 // when it says hello; cancel withdraws the announcement.
 func (r *Registry) Expect(pid unum.Pid, first ...First) (<-chan *Stub, func(), error) {
 	return expect(r, r.births, pid, first)
+}
+
+// ExpectChild announces a child of the process parent (in the daemon's PID
+// namespace) whose own number is not known beforehand. One at a time for each
+// parent.
+func (r *Registry) ExpectChild(parent int, first ...First) (<-chan *Stub, func(), error) {
+	return expect(r, r.children, parent, first)
 }
 
 // ExpectConverted announces that process host (thread-group leader, in the

@@ -65,8 +65,23 @@ const (
 // Gone is closed when the stub's process has ended, by whatever means.
 func (s *Stub) Gone() <-chan struct{} { return s.gone }
 
-// PidFD is the stub's pidfd, valid until Gone.
-func (s *Stub) PidFD() int { return s.pidfd }
+// Signal sends a signal to the stub's process; info may be nil.
+func (s *Stub) Signal(sig unix.Signal, info *sys.Siginfo) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dead {
+		return ErrGone
+	}
+	err := sys.PidfdSendSignal(s.pidfd, sig, info)
+	if errors.Is(err, unix.EAGAIN) {
+		// The user's queue is full; a signal without details needs no room.
+		err = sys.PidfdSendSignal(s.pidfd, sig, nil)
+	}
+	if errors.Is(err, unix.ESRCH) {
+		return ErrGone
+	}
+	return err
+}
 
 // OnSignal sets who is told of signals that reach the stub, the ring excepted.
 // It is called on the receiving goroutine, in order, and must not block.
@@ -282,12 +297,10 @@ func (s *Stub) Getfd(num int) (*os.File, error) {
 
 // Kill ends the stub's process by SIGKILL.
 func (s *Stub) Kill() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.dead {
-		return nil
+	if err := s.Signal(unix.SIGKILL, nil); err != nil && !errors.Is(err, ErrGone) {
+		return err
 	}
-	return sys.PidfdSendSignal(s.pidfd, unix.SIGKILL, nil)
+	return nil
 }
 
 // end is called once, when the process is seen to have ended.

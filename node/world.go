@@ -1,0 +1,140 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/deputy"
+	"unum/rexec"
+	"unum/seccomp"
+	"unum/sys"
+	"unum/world"
+	"unum/world/cgroup"
+)
+
+// startWorld finds the world that a daemon before this one left, or makes one.
+func (d *Daemon) startWorld(ctx context.Context) error {
+	r := unum.RangeOf(d.cfg.Index)
+	filter, err := seccomp.Filter(seccomp.Params{Range: r, Cookie: d.cookie})
+	if err != nil {
+		return err
+	}
+	cfg := world.Config{
+		Node: d.cfg.Node, Hostname: d.cfg.Hostname, Range: r,
+		Root: d.cfg.Root, RunDir: d.cfg.RunDir, PubDir: d.cfg.PubDir(),
+		Cgroup: cgroup.Open(d.cfg.CgroupPath),
+		Stub:   deputy.ELF(), Filter: filter, Cookie: d.cookie, Log: d.log,
+	}
+	d.world, err = world.Attach(ctx, cfg)
+	if errors.Is(err, unum.ErrNoProcess) {
+		d.world, err = world.Start(ctx, cfg)
+	}
+	if err != nil {
+		return err
+	}
+	d.root, err = os.OpenFile(fmt.Sprintf("/proc/%d/root", d.world.Pid1HostPid()), unix.O_PATH|unix.O_DIRECTORY, 0)
+	return err
+}
+
+// startPlacement begins to answer the world's trapped calls.
+func (d *Daemon) startPlacement(ctx context.Context) error {
+	d.stubs = deputy.NewRegistry(d.log)
+	// The listener takes its file over; the world keeps one of its own.
+	fd, err := unix.FcntlInt(d.world.Listener().Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	d.listener, err = seccomp.NewListener(os.NewFile(uintptr(fd), "seccomp"), filepath.Join(d.cfg.StateDir(), "calls"), d.log)
+	if err != nil {
+		return err
+	}
+	d.calls = newDispatcher(d)
+	serve := func() {
+		d.wg.Go(func() {
+			err := d.listener.Serve(d.calls.handle)
+			d.log.Info("the world's calls end", "err", err)
+		})
+	}
+	root, err := d.rootAgent(ctx, serve)
+	if err != nil {
+		return err
+	}
+	stub, err := stubFile()
+	if err != nil {
+		return err
+	}
+	set, err := d.kinds(ctx)
+	if err != nil {
+		return err
+	}
+	d.rexec, err = rexec.New(rexec.Config{
+		Node: d.cfg.Node, Index: d.cfg.Index, Cookie: d.cookie, Log: d.log, StateDir: d.cfg.StateDir(),
+		Registry: d.stubs, Root: root, Carry: set, Mount: d.mount, Terminal: d.terminal(),
+		Peer: d.peer, Place: d.place, Finished: d.finished, Failed: d.failed,
+		WorldPids: d.world.HostPids, WorldRoot: d.root,
+	}, stub)
+	if err != nil {
+		return err
+	}
+	d.rexec.Register(d.wire.Handle)
+	d.calls.open(d.rexec)
+	return nil
+}
+
+// rootAgent makes the root agent, or finds it again.
+func (d *Daemon) rootAgent(ctx context.Context, serve func()) (*deputy.Stub, error) {
+	file := filepath.Join(d.cfg.StateDir(), "root-agent")
+	if b, err := os.ReadFile(file); err == nil {
+		host, err := strconv.Atoi(string(b))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		pid, err := sys.WorldPid(host)
+		if err != nil {
+			return nil, fmt.Errorf("the root agent is gone: %w", err)
+		}
+		s, err := d.stubs.Adopt(host, pid)
+		serve()
+		return s, err
+	}
+	s, err := rexec.RootAgent(ctx, d.stubs, d.world.Pid1HostPid(), unum.RangeOf(d.cfg.Index), world.LastPidFD, serve)
+	if err != nil {
+		return nil, err
+	}
+	return s, os.WriteFile(file, []byte(strconv.Itoa(s.HostPid)), 0o600)
+}
+
+// stubFile is the deputy's executable, which callers are given. It is sealed,
+// and executable by everybody.
+func stubFile() (*os.File, error) {
+	const sealed = unix.F_SEAL_SEAL | unix.F_SEAL_WRITE | unix.F_SEAL_GROW | unix.F_SEAL_SHRINK
+	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate(rexec.StubName, flags|unix.MFD_EXEC)
+	if errors.Is(err, unix.EINVAL) { // before 6.3 every memfd is executable
+		fd, err = unix.MemfdCreate(rexec.StubName, flags)
+	}
+	if err != nil {
+		return nil, err
+	}
+	w := os.NewFile(uintptr(fd), rexec.StubName)
+	if _, err := w.Write(deputy.ELF()); err != nil {
+		return nil, err
+	}
+	if err := w.Chmod(0o755); err != nil {
+		return nil, err
+	}
+	if _, err := unix.FcntlInt(w.Fd(), unix.F_ADD_SEALS, sealed); err != nil {
+		return nil, err
+	}
+	// An open for writing would make the exec fail with ETXTBSY.
+	r, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", w.Fd()))
+	w.Close()
+	return r, err
+}

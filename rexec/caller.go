@@ -1,0 +1,361 @@
+package rexec
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/sched"
+	"unum/seccomp"
+	"unum/sys"
+)
+
+// caller is a process that waits in an exec which may be placed.
+type caller struct {
+	n        *seccomp.Notif
+	task     *sys.Task
+	path     string // as the caller wrote it
+	real     string // resolved, in the world
+	argv     []string
+	env      []string
+	argvAddr uint64
+	envAddr  uint64
+	nul      uint64 // address of the zero byte after the path
+	dest     sched.Decision
+}
+
+const hintKey = "UNUM_NODE="
+
+// look decides about an exec as far as it is cheap. It returns nil for an exec
+// that runs here, with a reason if there is more to say than that nothing else
+// was asked for.
+func (h *Homes) look(n *seccomp.Notif) (*caller, string) {
+	if n.Arch != seccomp.ArchX86_64 {
+		return nil, "a 32-bit program's exec stays home"
+	}
+	c := &caller{n: n}
+	pathAddr := n.Args[0]
+	c.argvAddr, c.envAddr = n.Args[1], n.Args[2]
+	if n.Nr == unix.SYS_EXECVEAT {
+		pathAddr, c.argvAddr, c.envAddr = n.Args[1], n.Args[2], n.Args[3]
+		if int32(n.Args[0]) != unix.AT_FDCWD || n.Args[4] != 0 {
+			return nil, "an exec of an open file stays home"
+		}
+	}
+	hint := readHint(n.Tid, c.envAddr)
+	if hint == "" || hint == sched.HintHere || hint == string(h.cfg.Node) {
+		return nil, ""
+	}
+	var err error
+	if c.path, err = sys.ReadString(n.Tid, pathAddr, unix.PathMax); err != nil {
+		return nil, ""
+	}
+	c.nul = pathAddr + uint64(len(c.path))
+	if why := h.resolve(c); why != "" {
+		return nil, why
+	}
+	if c.task, err = sys.ReadTask(n.Tid); err != nil {
+		return nil, ""
+	}
+	if c.argv, err = readVector(n.Tid, c.argvAddr); err != nil {
+		return nil, ""
+	}
+	c.dest = h.cfg.Place(sched.Request{
+		Pid: c.task.Pid, Path: c.real, Argv: c.argv, Hint: hint,
+		Caller: h.cfg.Node, Home: h.cfg.Node,
+		Guest:       h.foreign(c.task.Sid),
+		Interactive: c.task.TTY != 0,
+	})
+	if c.dest.Err != nil {
+		h.log.Info("a wish cannot be met", "pid", c.task.Pid, "node", hint, "err", c.dest.Err)
+	}
+	if c.dest.Node == h.cfg.Node {
+		if c.dest.Observe {
+			h.observe(c.task)
+		}
+		return nil, c.dest.Why
+	}
+	return c, ""
+}
+
+// foreign says whether a session began on another node.
+func (h *Homes) foreign(sid unum.Pid) bool {
+	i, ok := unum.IndexOf(sid)
+	return ok && i != h.cfg.Index
+}
+
+// ownPlaces are directories in which each node has its own files: a program
+// there is not the same one on another node.
+var ownPlaces = []string{"/proc/", "/sys/", "/dev/", "/run/unum/"}
+
+// resolve finds the file, as the caller's world sees it, and says why it stays
+// home; an error of any kind is left to the kernel to tell.
+func (h *Homes) resolve(c *caller) string {
+	full := c.path
+	if full == "" {
+		return "an empty path"
+	}
+	if !path.IsAbs(full) {
+		cwd, err := os.Readlink("/proc/" + strconv.Itoa(c.n.Tid) + "/cwd")
+		if err != nil || !path.IsAbs(cwd) {
+			return "its working directory has no name"
+		}
+		full = cwd + "/" + full
+	}
+	fd, err := unix.Openat2(int(h.cfg.WorldRoot.Fd()), full, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT,
+	})
+	if err != nil {
+		return err.Error()
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err.Error()
+	}
+	self := "/proc/self/fd/" + strconv.Itoa(fd)
+	if c.real, err = os.Readlink(self); err != nil {
+		return err.Error()
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o111 == 0:
+		return "not an executable file"
+	case st.Mode&(unix.S_ISUID|unix.S_ISGID) != 0:
+		return c.real + " is setuid or setgid"
+	}
+	for _, own := range ownPlaces {
+		if strings.HasPrefix(c.real, own) {
+			return c.real + " is this node's own"
+		}
+	}
+	if n, err := unix.Getxattr(self, "security.capability", nil); err == nil && n > 0 {
+		return c.real + " has file capabilities"
+	}
+	return ""
+}
+
+// readHint finds UNUM_NODE in the environment that the exec would give.
+func readHint(pid int, env uint64) string {
+	for {
+		ptrs, end, err := readPointers(pid, env, 256)
+		if err != nil {
+			return ""
+		}
+		if v, ok := scanHint(pid, ptrs); ok {
+			return v
+		}
+		if end {
+			return ""
+		}
+		env += uint64(8 * len(ptrs))
+	}
+}
+
+// scanHint reads the heads of all strings in one call.
+func scanHint(pid int, ptrs []uint64) (string, bool) {
+	const head = 32
+	buf := make([]byte, head*len(ptrs))
+	got := sys.ReadHeads(pid, ptrs, head, buf)
+	for i, at := range ptrs {
+		s := buf[i*head : (i+1)*head]
+		if i >= got {
+			v, err := sys.ReadString(pid, at, 128)
+			if err != nil {
+				continue
+			}
+			s = append([]byte(v), 0)
+		}
+		rest, ok := bytes.CutPrefix(s, []byte(hintKey))
+		if !ok {
+			continue
+		}
+		if j := bytes.IndexByte(rest, 0); j >= 0 {
+			return string(rest[:j]), true
+		}
+		v, err := sys.ReadString(pid, at, 4096)
+		if err != nil {
+			return "", false
+		}
+		return v[len(hintKey):], true
+	}
+	return "", false
+}
+
+// readPointers reads a NULL-terminated array, at most limit of it.
+func readPointers(pid int, at uint64, limit int) (ptrs []uint64, end bool, err error) {
+	if at == 0 {
+		return nil, true, nil
+	}
+	buf := make([]byte, 8*limit)
+	n, err := sys.ReadMem(pid, at, buf)
+	if err != nil {
+		// The array may end near the end of its mapping.
+		n = min(len(buf), int(4096-at%4096))
+		if n, err = sys.ReadMem(pid, at, buf[:n]); err != nil {
+			return nil, false, err
+		}
+	}
+	for i := 0; i+8 <= n; i += 8 {
+		p := binary.LittleEndian.Uint64(buf[i:])
+		if p == 0 {
+			return ptrs, true, nil
+		}
+		ptrs = append(ptrs, p)
+	}
+	if len(ptrs) == 0 {
+		return nil, false, unix.EFAULT
+	}
+	return ptrs, false, nil
+}
+
+// maxStrings is what the kernel would take at most (3/4 of 8 MiB of stack).
+const maxStrings = 6 << 20
+
+// readVector reads argv or envp. The strings usually lie close together, then
+// they are read in one piece.
+func readVector(pid int, at uint64) ([]string, error) {
+	var ptrs []uint64
+	for {
+		more, end, err := readPointers(pid, at, 512)
+		if err != nil {
+			return nil, err
+		}
+		ptrs = append(ptrs, more...)
+		if end {
+			break
+		}
+		at += uint64(8 * len(more))
+		if len(ptrs) > maxStrings/8 {
+			return nil, unix.E2BIG
+		}
+	}
+	if len(ptrs) == 0 {
+		return nil, nil
+	}
+	lo, hi := ptrs[0], ptrs[0]
+	for _, p := range ptrs {
+		lo, hi = min(lo, p), max(hi, p)
+	}
+	out := make([]string, 0, len(ptrs))
+	var region []byte
+	if hi-lo < maxStrings {
+		region = make([]byte, (hi-lo+4096)&^4095+4096-lo%4096)
+		n, _ := sys.ReadMem(pid, lo, region)
+		region = region[:max(n, 0)]
+	}
+	for _, p := range ptrs {
+		if o := p - lo; o < uint64(len(region)) {
+			if j := bytes.IndexByte(region[o:], 0); j >= 0 {
+				out = append(out, string(region[o:o+uint64(j)]))
+				continue
+			}
+		}
+		s, err := sys.ReadString(pid, p, maxStrings)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+// gather reads what the new process must be like. Its errors make the exec
+// stay home; they name what stands in the way.
+func (h *Homes) gather(c *caller) (*Spec, error) {
+	t := c.task
+	dir := "/proc/" + strconv.Itoa(t.Tgid)
+	switch {
+	case t.Tracer != 0:
+		return nil, fmt.Errorf("it is traced by process %d: %w", t.Tracer, unum.ErrStaysHome)
+	case t.Filters > h.cfg.Filters:
+		return nil, fmt.Errorf("it has a seccomp filter of its own: %w", unum.ErrStaysHome)
+	case t.Pid == 1 || t.Depth != h.depth:
+		return nil, fmt.Errorf("it is in a PID namespace of its own: %w", unum.ErrStaysHome)
+	}
+	for _, ns := range []string{"mnt", "user", "net", "ipc", "uts", "cgroup", "time"} {
+		if link, err := os.Readlink(dir + "/ns/" + ns); err != nil {
+			return nil, err
+		} else if link != h.spaces[ns] {
+			return nil, fmt.Errorf("it is in a %s namespace of its own: %w", ns, unum.ErrStaysHome)
+		}
+	}
+	root, err := os.Readlink(dir + "/root")
+	if err != nil {
+		return nil, err
+	}
+	if root != "/" {
+		return nil, fmt.Errorf("its root is %s: %w", root, unum.ErrStaysHome)
+	}
+	if kids, err := children(t.Tgid); err != nil {
+		return nil, err
+	} else if kids {
+		return nil, fmt.Errorf("it has children here: %w", unum.ErrStaysHome)
+	}
+	s := &Spec{
+		Pid: t.Pid, Pgid: t.Pgid, Sid: t.Sid, Path: c.path, Argv: c.argv,
+		Umask: t.Umask, Nice: t.Nice, Policy: t.Policy,
+		Uid: t.Uid, Gid: t.Gid, Groups: t.Groups,
+		CapInh: t.CapInh, CapPrm: t.CapPrm, CapEff: t.CapEff, CapBnd: t.CapBnd, CapAmb: t.CapAmb,
+		NoNewPrivs: t.NoNewPrivs, SigBlk: t.SigBlk, SigIgn: t.SigIgn, ctty: -1,
+	}
+	if t.Policy != 0 {
+		return nil, fmt.Errorf("its scheduling policy is %d: %w", t.Policy, unum.ErrStaysHome)
+	}
+	if s.Env, err = readVector(c.n.Tid, c.envAddr); err != nil {
+		return nil, err
+	}
+	if s.Cwd, err = os.Readlink(dir + "/cwd"); err != nil {
+		return nil, err
+	}
+	if strings.HasSuffix(s.Cwd, " (deleted)") || ownPlace(s.Cwd) {
+		return nil, fmt.Errorf("its working directory is %s: %w", s.Cwd, unum.ErrStaysHome)
+	}
+	if s.Limits, err = sys.Rlimits(t.Tgid); err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(dir + "/oom_score_adj")
+	if err != nil {
+		return nil, err
+	}
+	s.OOM, _ = strconv.Atoi(strings.TrimSpace(string(b)))
+	if b, err = os.ReadFile(dir + "/personality"); err != nil {
+		return nil, err
+	}
+	s.Persona, _ = strconv.ParseUint(strings.TrimSpace(string(b)), 16, 64)
+	return s, nil
+}
+
+func ownPlace(p string) bool {
+	for _, own := range ownPlaces {
+		if strings.HasPrefix(p+"/", own) {
+			return true
+		}
+	}
+	return false
+}
+
+// children says whether a process has any.
+func children(pid int) (bool, error) {
+	dir := "/proc/" + strconv.Itoa(pid) + "/task/"
+	tids, err := sys.ReadDirNames(dir)
+	if err != nil {
+		return false, err
+	}
+	for _, tid := range tids {
+		b, err := os.ReadFile(dir + tid + "/children")
+		if err != nil && !os.IsNotExist(err) {
+			return false, err
+		}
+		if len(bytes.TrimSpace(b)) > 0 {
+			return true, nil
+		}
+	}
+	return false, nil
+}

@@ -1,0 +1,429 @@
+package rexec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/carry"
+	"unum/deputy"
+	"unum/sys"
+)
+
+// Guests is the guest half: the bodies that run here for other nodes.
+//
+// Lock order: Guests.mu, then session.mu.
+type Guests struct {
+	cfg Config
+	mk  *maker
+	log *slog.Logger
+
+	mu       sync.Mutex
+	sessions map[unum.Pid]*session
+	bodies   map[unum.Pid]*body
+	ops      map[uint64]*startRes // answers of recent starts, by operation id
+	wg       sync.WaitGroup
+}
+
+// session is one session of another node on this one: its agent has the
+// session's number, is its leader, and forks the bodies.
+type session struct {
+	sid   unum.Pid
+	agent *deputy.Stub
+
+	mu      sync.Mutex // guards below; held while a group is made
+	holders map[unum.Pid]*deputy.Stub
+	bodies  int // guarded by Guests.mu
+
+	wmu     sync.Mutex
+	waiting bool // a round of waitProgram is queued
+	again   bool // something ended meanwhile
+}
+
+// body is one placed process here.
+type body struct {
+	place   carry.Placement
+	sess    *session
+	stub    *deputy.Stub // its handle: end and pidfd
+	guests  []carry.Guest
+	path    string
+	started time.Time
+	seq     uint64 // of the last signal that was delivered
+
+	ready <-chan struct{} // closed when its birth is decided; stub is nil if it failed
+	last  <-chan struct{} // closed when the event before has been told; guarded by Guests.mu
+}
+
+func newGuests(cfg Config, mk *maker) *Guests {
+	return &Guests{
+		cfg: cfg, mk: mk, log: cfg.Log,
+		sessions: map[unum.Pid]*session{},
+		bodies:   map[unum.Pid]*body{},
+		ops:      map[uint64]*startRes{},
+	}
+}
+
+// rootSession is the pseudo session of bodies that lead their own.
+const rootSession unum.Pid = 0
+
+// session finds or makes the session that a body goes into.
+func (g *Guests) session(ctx context.Context, req *startReq) (*session, error) {
+	sid := req.Spec.Sid
+	if req.Spec.Pid == sid {
+		sid = rootSession
+	}
+	g.mu.Lock()
+	s := g.sessions[sid]
+	if s == nil {
+		s = &session{sid: sid, holders: map[unum.Pid]*deputy.Stub{}}
+		g.sessions[sid] = s
+	}
+	s.bodies++
+	g.mu.Unlock()
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.agent != nil {
+		return s, nil
+	}
+	agent, err := g.makeAgent(ctx, s, req)
+	if err != nil {
+		g.leave(s)
+		return nil, err
+	}
+	s.agent = agent
+	agent.OnSignal(func(si *sys.Siginfo) {
+		if si.Signo() == unix.SIGCHLD {
+			reap(s, g.cfg.Cookie, g.log, g.ended)
+		}
+	})
+	return s, nil
+}
+
+func (g *Guests) makeAgent(ctx context.Context, s *session, req *startReq) (*deputy.Stub, error) {
+	if s.sid == rootSession {
+		// Its own agent, since the root agent's children are agents.
+		return g.mk.agent(ctx, g.mk.root, 0, false, true, nil)
+	}
+	if g.cfg.Terminal == nil || len(req.TTY) == 0 {
+		return g.mk.agent(ctx, g.mk.root, s.sid, true, false, nil)
+	}
+	slave, bind, err := g.cfg.Terminal.Session(ctx, req.Place.Home, s.sid, req.TTY)
+	if err != nil {
+		return nil, fmt.Errorf("terminal of session %d: %w", s.sid, err)
+	}
+	defer slave.Close()
+	agent, err := g.mk.agent(ctx, g.mk.root, s.sid, true, false, slave)
+	if err == nil && bind != nil {
+		bind(&sessionAgent{agent: agent, cookie: g.cfg.Cookie})
+	}
+	return agent, err
+}
+
+// leave undoes session's count.
+func (g *Guests) leave(s *session) {
+	g.mu.Lock()
+	s.bodies--
+	g.mu.Unlock()
+}
+
+// group makes sure that the body's process group exists. It returns the holder
+// that must become the body, if its PID is the group's and is held.
+func (g *Guests) group(ctx context.Context, s *session, spec *Spec) (*deputy.Stub, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if spec.Pgid == spec.Pid {
+		h := s.holders[spec.Pid]
+		delete(s.holders, spec.Pid)
+		return h, nil
+	}
+	if spec.Pgid == spec.Sid || s.holders[spec.Pgid] != nil {
+		return nil, nil
+	}
+	if g.groupLives(spec.Pgid) {
+		return nil, nil
+	}
+	h, err := g.mk.agent(ctx, s.agent, spec.Pgid, false, true, nil)
+	if err != nil {
+		return nil, fmt.Errorf("process group %d: %w", spec.Pgid, err)
+	}
+	s.holders[spec.Pgid] = h
+	return nil, nil
+}
+
+// groupLives says whether the leader of a group is a body here, so that the
+// group exists without a holder.
+func (g *Guests) groupLives(pgid unum.Pid) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	b := g.bodies[pgid]
+	return b != nil && b.place.Pgid == pgid
+}
+
+// start answers rexec.start.
+func (g *Guests) start(ctx context.Context, req *startReq) *startRes {
+	err := g.birth(ctx, req)
+	var ex *execError
+	switch {
+	case err == nil:
+		return &startRes{}
+	case errors.As(err, &ex):
+		return &startRes{Errno: int(ex.errno)}
+	}
+	g.log.Info("a body is refused", "pid", req.Spec.Pid, "from", req.Place.Home, "path", req.Spec.Path, "err", err)
+	return &startRes{Refused: err.Error()}
+}
+
+func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
+	spec := &req.Spec
+	s, err := g.session(ctx, req)
+	if err != nil {
+		return err
+	}
+	b := &body{place: req.Place, sess: s, path: spec.Path, started: time.Now()}
+	ok := false
+	defer func() {
+		if ok {
+			return
+		}
+		for _, c := range b.guests {
+			c.Started(false)
+			c.Close()
+		}
+		g.mu.Lock()
+		if g.bodies[spec.Pid] == b {
+			delete(g.bodies, spec.Pid)
+		}
+		g.mu.Unlock()
+		g.leave(s)
+	}()
+	bi := &birth{spec: spec, parent: s.agent}
+	for _, d := range req.Descs {
+		k, err := g.cfg.Carry.Kind(d.Kind)
+		if err != nil {
+			return err
+		}
+		c, err := k.Land(ctx, req.Place, d)
+		if err != nil {
+			return fmt.Errorf("fd %d (%s): %w", d.Nums[0], d.Kind, err)
+		}
+		b.guests = append(b.guests, c)
+		bi.locals = append(bi.locals, local{c.Local(), d.Nums})
+	}
+	defer func() {
+		for _, l := range bi.locals {
+			if l.File != nil {
+				l.File.Close()
+			}
+		}
+	}()
+	if bi.holder, err = g.group(ctx, s, spec); err != nil {
+		return err
+	}
+	// Known before it runs: its end may be reaped before make returns.
+	g.mu.Lock()
+	if g.bodies[spec.Pid] != nil {
+		g.mu.Unlock()
+		return fmt.Errorf("body %d: %w", spec.Pid, errBusy)
+	}
+	g.bodies[spec.Pid] = b
+	ready := make(chan struct{})
+	b.ready = ready
+	g.mu.Unlock()
+	defer close(ready)
+	if b.stub, err = g.mk.make(ctx, bi); err != nil {
+		return err
+	}
+	for _, c := range b.guests {
+		c.Started(true)
+	}
+	ok = true
+	return nil
+}
+
+// Codes of SIGCHLD (man 2 sigaction).
+const (
+	cldExited = 1 + iota
+	cldKilled
+	cldDumped
+	cldTrapped
+	cldStopped
+	cldContinued
+)
+
+// ended hands an event of a body on to its home. It does not block.
+func (g *Guests) ended(pid unum.Pid, si *sys.Siginfo, u Usage) {
+	g.mu.Lock()
+	b := g.bodies[pid]
+	if b == nil {
+		g.mu.Unlock()
+		return // a holder, or a birth that failed
+	}
+	e := &eventReq{ID: b.place.ID, Pid: pid, Status: int(si.Status()), Usage: u}
+	switch si.Code() {
+	case cldExited:
+		e.Kind = exited
+	case cldKilled, cldDumped:
+		e.Kind, e.Core = killed, si.Code() == cldDumped
+	case cldStopped, cldTrapped:
+		e.Kind = stopped
+	case cldContinued:
+		e.Kind = continued
+	}
+	final := e.Kind == exited || e.Kind == killed
+	if final {
+		delete(g.bodies, pid)
+	}
+	prev := b.last
+	done := make(chan struct{})
+	b.last = done
+	g.wg.Add(1)
+	g.mu.Unlock()
+	go func() {
+		defer g.wg.Done()
+		defer close(done)
+		<-b.ready
+		if prev != nil {
+			<-prev
+		}
+		g.tell(b, e, final)
+	}()
+}
+
+// tell flushes what the body wrote and tells home; in order for each body.
+func (g *Guests) tell(b *body, e *eventReq, final bool) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	if e.Kind != continued {
+		var wg sync.WaitGroup
+		for _, c := range b.guests {
+			wg.Go(func() {
+				if err := c.Flush(ctx, final); err != nil {
+					g.log.Warn("flush a descriptor", "pid", e.Pid, "err", err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	if b.stub != nil {
+		peer, err := g.cfg.Peer(b.place.Home)
+		if err == nil {
+			_, err = call[struct{}](ctx, peer, "rexec.event", e)
+		}
+		if err != nil {
+			g.log.Warn("tell home", "pid", e.Pid, "event", e.Kind, "home", b.place.Home, "err", err)
+		}
+	}
+	if final {
+		for _, c := range b.guests {
+			c.Close()
+		}
+		g.leave(b.sess)
+		g.retire(b.sess)
+	}
+}
+
+// signal delivers one signal to a body.
+func (g *Guests) signal(req *signalReq) error {
+	g.mu.Lock()
+	b := g.bodies[req.Pid]
+	if b == nil || b.place.ID != req.ID {
+		g.mu.Unlock()
+		return unum.ErrNoProcess
+	}
+	if req.Seq != 0 && req.Seq <= b.seq {
+		g.mu.Unlock()
+		return nil
+	}
+	b.seq = max(b.seq, req.Seq)
+	g.mu.Unlock()
+	<-b.ready
+	if b.stub == nil {
+		return unum.ErrNoProcess
+	}
+	info := &req.Info
+	if info.Code() >= 0 {
+		// The kernel does not let one process pretend another's kill; a queued
+		// signal carries the true sender's numbers.
+		info = nil
+		if p := req.Info.Pid(); req.Info.Code() == 0 && p != 0 {
+			info = sys.MakeSiginfo(req.Info.Signo(), -1 /* SI_QUEUE */, p, req.Info.Uid())
+		}
+	}
+	if err := b.stub.Signal(req.Info.Signo(), info); errors.Is(err, deputy.ErrGone) {
+		return unum.ErrNoProcess
+	} else if err != nil {
+		return err
+	}
+	return nil
+}
+
+// idle is how long a session without bodies keeps its agent.
+const idle = 2 * time.Second
+
+// retire ends a session's agent and holders when no process of the session is
+// left here. The last body's children may live on: then it stays, and is
+// looked at again when another body of the session ends, or by Sweep.
+func (g *Guests) retire(s *session) {
+	g.mu.Lock()
+	empty := s.bodies == 0 && s.sid != rootSession
+	g.mu.Unlock()
+	if empty {
+		time.AfterFunc(idle, func() { g.sweep(s) })
+	}
+}
+
+// Sweep looks at all sessions.
+func (g *Guests) Sweep() {
+	g.mu.Lock()
+	var all []*session
+	for _, s := range g.sessions {
+		if s.bodies == 0 && s.sid != rootSession {
+			all = append(all, s)
+		}
+	}
+	g.mu.Unlock()
+	for _, s := range all {
+		g.sweep(s)
+	}
+}
+
+func (g *Guests) sweep(s *session) {
+	pids, err := g.cfg.WorldPids()
+	if err != nil {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s.bodies != 0 || g.sessions[s.sid] != s || s.agent == nil {
+		return
+	}
+	ours := map[int]bool{s.agent.HostPid: true}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.holders {
+		ours[h.HostPid] = true
+	}
+	for _, p := range pids {
+		if ours[p] {
+			continue
+		}
+		if t, err := sys.ReadTask(p); err == nil && t.Sid == s.sid && t.State != 'Z' {
+			return
+		}
+	}
+	delete(g.sessions, s.sid)
+	for _, h := range s.holders {
+		h.Kill()
+	}
+	s.agent.Kill()
+	if g.cfg.Terminal != nil {
+		g.cfg.Terminal.Forget(s.sid)
+	}
+}

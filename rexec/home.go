@@ -1,0 +1,463 @@
+package rexec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/carry"
+	"unum/deputy"
+	"unum/ptrace"
+	"unum/sched"
+	"unum/seccomp"
+	"unum/sys"
+)
+
+// Homes is the home half: the deputies of processes placed elsewhere.
+type Homes struct {
+	cfg    Config
+	log    *slog.Logger
+	stub   *os.File
+	tracer *ptrace.Thread
+	nextID atomic.Uint64
+	dumps  string // working directory of deputies that die with a core
+
+	depth  int               // of PID namespaces, of the world's processes
+	spaces map[string]string // namespaces of the world, by name
+
+	mu     sync.Mutex
+	placed map[unum.Pid]*placed
+	whys   whys
+	wg     sync.WaitGroup
+}
+
+// placed is one process of this node whose body is elsewhere.
+//
+//	starting ──▶ running ⇄ stopped ──▶ ended
+type placed struct {
+	place   carry.Placement
+	req     *startReq
+	host    int // PID in the daemon's namespace
+	peer    unum.Peer
+	homes   []carry.Home
+	path    string
+	argv    []string
+	uid     uint32
+	since   time.Time
+	why     string
+	parent  int // host PID
+	stub    *deputy.Stub
+	signals chan sys.Siginfo
+	ready   chan struct{} // closed when the deputy stands, or never will (stub is nil)
+	done    chan struct{} // closed when the deputy is gone
+
+	mu     sync.Mutex
+	ended  *eventReq
+	inStop bool // the deputy stops, or is stopped, as its body is
+	echo   bool // the next SIGCONT comes from the body and is not forwarded
+}
+
+func newHomes(cfg Config, stub *os.File) (*Homes, error) {
+	h := &Homes{
+		cfg: cfg, log: cfg.Log, stub: stub,
+		tracer: ptrace.NewThread(),
+		dumps:  filepath.Join(cfg.StateDir, "cores"),
+		placed: map[unum.Pid]*placed{},
+	}
+	// Unique in the cluster's life: the node's index, and a clock that has
+	// advanced since the daemon before this one.
+	h.nextID.Store(uint64(cfg.Index)<<58 | uint64(time.Now().UnixNano())>>6)
+	return h, nil
+}
+
+// Exec answers a trapped execve or execveat. It runs on the receiving
+// goroutine and does not block: what is placed goes on in its own.
+func (h *Homes) Exec(n *seccomp.Notif) {
+	c, why := h.look(n)
+	if c == nil {
+		if why != "" {
+			h.whys.add(why, n.Tid)
+		}
+		n.Continue()
+		return
+	}
+	h.wg.Add(1)
+	go func() {
+		defer h.wg.Done()
+		h.place(c)
+	}()
+}
+
+// place carries out a decision to place. Until the guest has answered, any
+// failure means that the exec runs here.
+func (h *Homes) place(c *caller) {
+	ctx := context.Background()
+	p, err := h.prepare(ctx, c)
+	if err != nil {
+		h.stay(c, err)
+		return
+	}
+	res, err := call[startRes](ctx, p.peer, "rexec.start", p.req)
+	switch {
+	case err != nil:
+		h.abandon(p)
+		h.stay(c, err)
+		return
+	case res.Refused != "":
+		h.abandon(p)
+		h.stay(c, fmt.Errorf("%s refused: %s", p.place.Guest, res.Refused))
+		return
+	case res.Errno != 0:
+		h.abandon(p)
+		h.cfg.Failed(c.task.Pid)
+		c.n.Errno(unix.Errno(res.Errno))
+		return
+	}
+	if err := h.convert(ctx, c, p); err != nil {
+		h.log.Warn("convert", "pid", p.place.Pid, "node", p.place.Guest, "err", err)
+		h.abandon(p)
+		h.cfg.Failed(c.task.Pid)
+		h.signalBody(p, unix.SIGKILL)
+	}
+}
+
+// stay lets the exec run here after all.
+func (h *Homes) stay(c *caller, err error) {
+	h.cfg.Failed(c.task.Pid)
+	h.whys.set(c.task.Pid, fmt.Sprintf("stayed on %s: %v", h.cfg.Node, err))
+	h.log.Info("an exec stays home", "pid", c.task.Pid, "path", c.path, "err", err)
+	c.n.Continue()
+}
+
+// abandon forgets a placement that did not come to be.
+func (h *Homes) abandon(p *placed) {
+	close(p.ready)
+	for _, c := range p.homes {
+		c.Close()
+	}
+	h.forget(p)
+}
+
+func (h *Homes) forget(p *placed) {
+	h.mu.Lock()
+	if h.placed[p.place.Pid] == p {
+		delete(h.placed, p.place.Pid)
+	}
+	h.mu.Unlock()
+}
+
+// prepare gathers the caller and opens the home halves of its descriptors.
+func (h *Homes) prepare(ctx context.Context, c *caller) (*placed, error) {
+	spec, err := h.gather(c)
+	if err != nil {
+		return nil, err
+	}
+	pidfd, err := sys.PidfdOpen(c.task.Tgid)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(pidfd)
+	proc := &carry.Proc{HostPid: c.task.Tgid, Pid: c.task.Pid, PidFD: pidfd, Uid: c.task.Uid[1]}
+	descs, err := h.cfg.Carry.Describe(ctx, proc)
+	if err != nil {
+		return nil, err
+	}
+	var tty []byte
+	if h.cfg.Terminal != nil && c.task.TTY != 0 {
+		if tty, err = h.cfg.Terminal.Describe(ctx, proc); err != nil {
+			return nil, err
+		}
+	}
+	if !c.n.Valid() {
+		return nil, unix.ESRCH
+	}
+	peer, err := h.cfg.Peer(c.dest.Node)
+	if err != nil {
+		return nil, err
+	}
+	p := &placed{
+		place: carry.Placement{
+			ID: h.nextID.Add(1), Pid: spec.Pid, Pgid: spec.Pgid, Sid: spec.Sid,
+			Home: h.cfg.Node, Guest: c.dest.Node,
+		},
+		host: c.task.Tgid, peer: peer, path: spec.Path, argv: spec.Argv, uid: c.task.Uid[0],
+		since: time.Now(), why: c.dest.Why, parent: c.task.Ppid,
+		signals: make(chan sys.Siginfo, 64), ready: make(chan struct{}), done: make(chan struct{}),
+	}
+	p.req = &startReq{Place: p.place, Spec: *spec, Descs: descs, TTY: tty}
+	h.mu.Lock()
+	h.placed[p.place.Pid] = p
+	h.mu.Unlock()
+	for _, d := range descs {
+		k, err := h.cfg.Carry.Kind(d.Kind)
+		if err != nil {
+			h.abandon(p)
+			return nil, err
+		}
+		f, err := sys.PidfdGetfd(pidfd, d.Nums[0])
+		if err != nil {
+			h.abandon(p)
+			return nil, fmt.Errorf("fd %d: %w", d.Nums[0], err)
+		}
+		c, err := k.Serve(ctx, p.place, d, f)
+		if err != nil {
+			f.Close()
+			h.abandon(p)
+			return nil, fmt.Errorf("fd %d (%s): %w", d.Nums[0], d.Kind, err)
+		}
+		p.homes = append(p.homes, c)
+	}
+	return p, nil
+}
+
+// convert turns the caller into the deputy of its body.
+func (h *Homes) convert(ctx context.Context, c *caller, p *placed) error {
+	name := filepath.Base(p.path)
+	prog := &deputy.Program{}
+	prog.Do(unix.SYS_PRCTL, unix.PR_SET_NAME, prog.String(name))
+	hello, cancel, err := h.cfg.Registry.ExpectConverted(p.host, deputy.First{Prog: prog})
+	if err != nil {
+		c.n.Continue()
+		return err
+	}
+	defer cancel()
+	var answered bool
+	err = h.tracer.Do(func() (err error) {
+		answered, err = ptrace.ToStub(ptrace.Redirect{
+			Notif: c.n, Stub: h.stub, Argv: c.argvAddr, Nul: c.nul, Cookie: h.cfg.Cookie,
+		})
+		return err
+	})
+	if !answered {
+		c.n.Continue()
+	}
+	if err != nil {
+		return err
+	}
+	gone := make(chan struct{})
+	if fd, err := sys.PidfdOpen(p.host); err == nil {
+		go func() {
+			sys.PidfdWait(fd)
+			unix.Close(fd)
+			close(gone)
+		}()
+	} else {
+		close(gone)
+	}
+	var stub *deputy.Stub
+	select {
+	case stub = <-hello:
+	case <-gone:
+		select {
+		case stub = <-hello:
+		default:
+			return errors.New("the caller was killed meanwhile")
+		}
+	}
+	h.run(p, stub)
+	return nil
+}
+
+// run starts a deputy's life: the body runs, the deputy exists.
+func (h *Homes) run(p *placed, stub *deputy.Stub) {
+	p.stub = stub
+	for _, c := range p.homes {
+		c.Commit()
+	}
+	h.whys.set(p.place.Pid, fmt.Sprintf("placed on %s: %s", p.place.Guest, p.why))
+	h.wg.Add(2)
+	go func() {
+		defer h.wg.Done()
+		h.forward(p)
+	}()
+	go func() {
+		defer h.wg.Done()
+		<-p.stub.Gone()
+		h.gone(p)
+	}()
+	p.stub.OnSignal(func(si *sys.Siginfo) {
+		select {
+		case p.signals <- *si:
+		default:
+			// 64 signals in flight: the body is far behind, as a process with a
+			// full queue would be. Real-time signals must not get lost.
+			info := *si
+			go func() {
+				select {
+				case p.signals <- info:
+				case <-p.done:
+				}
+			}()
+		}
+	})
+	close(p.ready)
+}
+
+// forward sends the deputy's signals to the body, in order.
+func (h *Homes) forward(p *placed) {
+	var seq uint64
+	for {
+		select {
+		case si := <-p.signals:
+			if si.Signo() == unix.SIGCONT && p.echoed() {
+				continue
+			}
+			seq++
+			_, err := call[struct{}](context.Background(), p.peer, "rexec.signal",
+				&signalReq{ID: p.place.ID, Pid: p.place.Pid, Info: si, Seq: seq})
+			if err != nil && !errors.Is(err, unum.ErrNoProcess) {
+				h.log.Warn("forward a signal", "pid", p.place.Pid, "sig", si.Signo(), "err", err)
+			}
+		case <-p.done:
+			return
+		}
+	}
+}
+
+// signalBody sends a plain signal to the body, outside of the deputy's order.
+func (h *Homes) signalBody(p *placed, sig unix.Signal) {
+	_, err := call[struct{}](context.Background(), p.peer, "rexec.signal", &signalReq{
+		ID: p.place.ID, Pid: p.place.Pid, Info: *sys.MakeSiginfo(sig, 0, 0, 0),
+	})
+	if err != nil && !errors.Is(err, unum.ErrNoProcess) {
+		h.log.Warn("signal a body", "pid", p.place.Pid, "sig", sig, "err", err)
+	}
+}
+
+// event is what the guest tells of a body (rexec.event). It returns when the
+// deputy has been told, so that the guest keeps the order.
+func (h *Homes) event(ctx context.Context, from unum.NodeID, e *eventReq) error {
+	h.mu.Lock()
+	p := h.placed[e.Pid]
+	h.mu.Unlock()
+	if p == nil || p.place.ID != e.ID || p.place.Guest != from {
+		return unum.ErrNoProcess
+	}
+	// A body may have ended before its caller has become the deputy.
+	select {
+	case <-p.ready:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if p.stub == nil {
+		return unum.ErrNoProcess
+	}
+	switch e.Kind {
+	case exited, killed:
+		return h.end(ctx, p, e)
+	case stopped:
+		return h.stop(ctx, p, e)
+	case continued:
+		p.resume()
+		return nil
+	}
+	return fmt.Errorf("unknown event %d", e.Kind)
+}
+
+// stop stops the deputy by the signal that stopped its body.
+func (h *Homes) stop(ctx context.Context, p *placed, e *eventReq) error {
+	h.drain(ctx, p)
+	p.mu.Lock()
+	p.inStop = true
+	p.mu.Unlock()
+	return p.stub.Start(nil, stopProgram(uint64(e.Status), h.cfg.Cookie), func(*deputy.Result, error) {
+		p.mu.Lock()
+		p.inStop = false
+		p.mu.Unlock()
+	})
+}
+
+// resume continues a deputy that still stands stopped although its body runs
+// or has ended: the SIGCONT came to the body by another way.
+func (p *placed) resume() {
+	p.mu.Lock()
+	if p.inStop {
+		p.echo = true
+		p.stub.Signal(unix.SIGCONT, nil)
+	}
+	p.mu.Unlock()
+}
+
+// echoed takes the mark that resume left.
+func (p *placed) echoed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e := p.echo
+	p.echo = false
+	return e
+}
+
+func (h *Homes) drain(ctx context.Context, p *placed) {
+	var wg sync.WaitGroup
+	for _, c := range p.homes {
+		wg.Go(func() {
+			if err := c.Drain(ctx); err != nil {
+				h.log.Warn("drain a descriptor", "pid", p.place.Pid, "err", err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// end makes the deputy end as its body did, when all that the body wrote has
+// arrived and what it did not read is back.
+func (h *Homes) end(ctx context.Context, p *placed, e *eventReq) error {
+	p.mu.Lock()
+	again := p.ended != nil
+	p.ended = e
+	p.mu.Unlock()
+	if again {
+		return nil
+	}
+	h.drain(ctx, p)
+	for _, c := range p.homes {
+		if err := c.Close(); err != nil {
+			h.log.Warn("close a descriptor", "pid", p.place.Pid, "err", err)
+		}
+	}
+	h.usage(p, e)
+	p.resume()
+	err := p.stub.Start(nil, exitProgram(*e, h.dumps, h.cfg.Cookie), func(*deputy.Result, error) {})
+	if errors.Is(err, deputy.ErrGone) {
+		return nil
+	}
+	return err
+}
+
+// usage tells the scheduler, and the parent's account.
+func (h *Homes) usage(p *placed, e *eventReq) {
+	h.cfg.Finished(p.place.Pid, sched.Outcome{
+		Wall:   time.Since(p.since),
+		CPU:    time.Duration(e.Usage.Utime+e.Usage.Stime) * time.Microsecond,
+		MaxRSS: uint64(e.Usage.MaxRSS) << 10,
+	})
+	if h.cfg.Account != nil {
+		h.cfg.Account(p.parent, p.host, e.Usage)
+	}
+}
+
+// gone forgets a deputy. If its body has not ended, it was killed here, and the
+// body is killed there.
+func (h *Homes) gone(p *placed) {
+	p.mu.Lock()
+	ended := p.ended
+	p.mu.Unlock()
+	close(p.done)
+	if ended == nil {
+		h.signalBody(p, unix.SIGKILL)
+		for _, c := range p.homes {
+			c.Close()
+		}
+		h.cfg.Failed(p.place.Pid)
+	}
+	h.forget(p)
+}

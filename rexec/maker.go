@@ -1,0 +1,221 @@
+package rexec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/carry"
+	"unum/deputy"
+	"unum/sys"
+)
+
+// maker makes processes of this node's world out of stubs.
+type maker struct {
+	reg    *deputy.Registry
+	cookie uint64
+	root   *deputy.Stub    // forks agents and session leaders
+	mount  *os.File        // the private mount, nil if there is none
+	limits [16]unix.Rlimit // of agents
+	caps   *sys.Task       // credentials of agents
+}
+
+func newMaker(reg *deputy.Registry, cookie uint64, root *deputy.Stub) (*maker, error) {
+	m := &maker{reg: reg, cookie: cookie, root: root}
+	var err error
+	if m.limits, err = sys.Rlimits(root.HostPid); err != nil {
+		return nil, err
+	}
+	if m.caps, err = sys.ReadTask(root.HostPid); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// errBusy says that the wanted PID is taken on this node.
+var errBusy = errors.New("its number is taken on that node")
+
+// fork makes a child stub of agent, with PID pid unless 0.
+func (m *maker) fork(ctx context.Context, agent *deputy.Stub, pid unum.Pid, first ...deputy.First) (*deputy.Stub, error) {
+	var hello <-chan *deputy.Stub
+	var cancel func()
+	var err error
+	if pid != 0 {
+		hello, cancel, err = m.reg.Expect(pid, first...)
+	} else {
+		hello, cancel, err = m.reg.ExpectChild(agent.HostPid, first...)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
+	res, err := agent.Run(ctx, forkProgram(int32(pid)))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := res.Err(); err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			return nil, fmt.Errorf("fork %d: %w", pid, errBusy)
+		}
+		return nil, fmt.Errorf("fork %d: %w", pid, err)
+	}
+	select {
+	case s := <-hello:
+		return s, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// agent makes a stub that stays: a session's agent, or a group's holder.
+func (m *maker) agent(ctx context.Context, from *deputy.Stub, pid unum.Pid, session, group bool, tty *os.File) (*deputy.Stub, error) {
+	num := -1
+	var inject []deputy.Injection
+	if tty != nil {
+		num = 0
+		inject = []deputy.Injection{{File: tty, Num: 0}}
+	}
+	done := make(chan error, 1)
+	s, err := m.fork(ctx, from, pid, deputy.First{
+		Inject: inject,
+		Prog:   agentProgram(session, group, num, m.cookie),
+		Done: func(r *deputy.Result, err error) {
+			if err == nil {
+				var at int
+				if at, err = r.Err(); err != nil {
+					err = fmt.Errorf("agent's call %d: %w", at, err)
+				}
+			}
+			done <- err
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := <-done; err != nil {
+		s.Kill()
+		return nil, err
+	}
+	return s, nil
+}
+
+// execError is the failure of the exec itself; the process that tried is gone.
+type execError struct{ errno unix.Errno }
+
+func (e *execError) Error() string { return "exec: " + e.errno.Error() }
+func (e *execError) Unwrap() error { return e.errno }
+
+// birth is a process to be made.
+type birth struct {
+	spec   *Spec
+	parent *deputy.Stub // forks it
+	holder *deputy.Stub // instead: already has the PID, and becomes the process
+	locals []local
+}
+
+// local is one descriptor of a birth.
+type local struct {
+	carry.Local
+	nums []int
+}
+
+// make makes the process. It returns once its exec has succeeded, with the
+// stub's handle, which is then only good for its end and its pidfd.
+func (m *maker) make(ctx context.Context, b *birth) (*deputy.Stub, error) {
+	above := 16
+	for _, l := range b.locals {
+		for _, n := range l.nums {
+			above = max(above, n+1)
+		}
+	}
+	var inject []deputy.Injection
+	var opens []open
+	share := false
+	for _, l := range b.locals {
+		if l.Open != nil {
+			opens = append(opens, open{OpenAt: *l.Open, nums: l.nums, above: above})
+			share = share || l.Open.Share
+			continue
+		}
+		for _, n := range l.nums {
+			inject = append(inject, deputy.Injection{File: l.File, Num: n})
+		}
+	}
+	if share {
+		if m.mount == nil {
+			return nil, fmt.Errorf("this node has no file server: %w", unum.ErrStaysHome)
+		}
+		inject = append(inject, deputy.Injection{File: m.mount, Num: mountNum, Cloexec: true})
+	}
+	// The kernel closes the write end when the exec succeeds.
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	inject = append(inject, deputy.Injection{File: w, Num: mountNum + 1, Cloexec: true})
+	prog := m.bodyProgram(b.spec, opens)
+	failed := make(chan error, 1)
+	begun := make(chan struct{})
+	steps := []deputy.First{
+		{Inject: inject, Done: func(_ *deputy.Result, err error) {
+			// The stub has its copy, or never will: ours must not keep the pipe open.
+			w.Close()
+			if err != nil {
+				failed <- err
+			}
+			close(begun)
+		}},
+		{Prog: prog, Done: func(res *deputy.Result, err error) {
+			if err == nil {
+				at, e := res.Err()
+				err = fmt.Errorf("call %d: %w", at, e)
+				if at == prog.Len()-1 {
+					if no, ok := e.(unix.Errno); ok {
+						err = &execError{no}
+					}
+				}
+			}
+			failed <- err
+			r.Close()
+		}},
+	}
+	var s *deputy.Stub
+	if b.holder != nil {
+		s = b.holder
+		for _, st := range steps {
+			if err := s.Start(st.Inject, st.Prog, st.Done); err != nil {
+				w.Close()
+				return nil, err
+			}
+		}
+	} else if s, err = m.fork(ctx, b.parent, b.spec.Pid, steps...); err != nil {
+		w.Close()
+		return nil, err
+	}
+	<-begun
+	var one [1]byte
+	r.Read(one[:]) // ends when the exec succeeded, the process is gone, or the program failed
+	select {
+	case err := <-failed:
+		return nil, m.undo(s, err)
+	default:
+	}
+	m.reg.Forget(s)
+	return s, nil
+}
+
+// undo ends a newborn whose program failed and waits until it is gone, so that
+// its PID can be used again: a search of PATH tries at once.
+func (m *maker) undo(s *deputy.Stub, err error) error {
+	s.Kill()
+	<-s.Gone()
+	return err
+}
+
+// StubName is the name that the stub's memfd is made with; /proc shows it.
+const StubName = "unum-deputy"

@@ -1,0 +1,65 @@
+package rexec
+
+import (
+	"log/slog"
+
+	"unum"
+	"unum/deputy"
+	"unum/sys"
+)
+
+// told is called with each event of an agent's child. It must not block.
+type told func(pid unum.Pid, si *sys.Siginfo, u Usage)
+
+// reap queues a round of waiting for an agent's children. It does not block.
+// While a round is under way another request makes one more follow.
+func reap(s *session, cookie uint64, log *slog.Logger, tell told) {
+	s.wmu.Lock()
+	if s.waiting {
+		s.again = true
+		s.wmu.Unlock()
+		return
+	}
+	s.waiting = true
+	s.wmu.Unlock()
+	prog, at := waitProgram(cookie)
+	err := s.agent.Start(nil, prog, func(r *deputy.Result, err error) {
+		more := false
+		if err == nil {
+			more = reaped(s, r, at, tell)
+		}
+		s.wmu.Lock()
+		more = more || s.again
+		s.waiting, s.again = false, false
+		s.wmu.Unlock()
+		if more && err == nil {
+			reap(s, cookie, log, tell)
+		}
+	})
+	if err != nil {
+		log.Error("wait for children", "agent", s.agent.Pid, "err", err)
+	}
+}
+
+// reaped reads what a round found; more says that it was full.
+func reaped(s *session, r *deputy.Result, at uint64, tell told) (more bool) {
+	buf := make([]byte, waitSlots*waitSize)
+	if err := s.agent.Mem(at, buf); err != nil {
+		return false
+	}
+	n := 0
+	for i := range waitSlots {
+		if i >= len(r.Rets) || r.Rets[i] != 0 {
+			break
+		}
+		var si sys.Siginfo
+		copy(si[:], buf[i*waitSize:])
+		pid := unum.Pid(si.Pid())
+		if pid == 0 {
+			break
+		}
+		n++
+		tell(pid, &si, parseUsage(buf[i*waitSize+128:]))
+	}
+	return n == waitSlots
+}

@@ -1,0 +1,136 @@
+package rexec
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"strconv"
+	"time"
+
+	"unum"
+)
+
+// Service is placement on one node: both halves, and the processes that the
+// control socket starts.
+type Service struct {
+	*Homes
+	Guests *Guests
+	Runs   *Runs
+	cfg    Config
+}
+
+// New makes it. stub is the executable of the deputy, open; WorldRoot and Root
+// of cfg belong to the caller.
+func New(cfg Config, stub *os.File) (*Service, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	mk, err := newMaker(cfg.Registry, cfg.Cookie, cfg.Root)
+	if err != nil {
+		return nil, err
+	}
+	mk.mount = cfg.Mount
+	h, err := newHomes(cfg, stub)
+	if err != nil {
+		return nil, err
+	}
+	root := "/proc/" + strconv.Itoa(cfg.Root.HostPid)
+	h.depth = mk.caps.Depth
+	h.spaces = map[string]string{}
+	for _, ns := range []string{"mnt", "user", "net", "ipc", "uts", "cgroup", "time"} {
+		if h.spaces[ns], err = os.Readlink(root + "/ns/" + ns); err != nil {
+			return nil, err
+		}
+	}
+	h.cfg.Filters = mk.caps.Filters
+	s := &Service{Homes: h, Guests: newGuests(cfg, mk), cfg: cfg}
+	s.Runs = newRuns(cfg, mk)
+	return s, os.MkdirAll(h.dumps, 0o1777)
+}
+
+// Register puts the service's calls on the node's endpoint.
+func (s *Service) Register(on func(method string, h unum.Handler)) {
+	on("rexec.start", handle(func(ctx context.Context, _ unum.NodeID, r *startReq) (*startRes, error) {
+		return s.Guests.start(ctx, r), nil
+	}))
+	on("rexec.signal", handle(func(_ context.Context, _ unum.NodeID, r *signalReq) (*struct{}, error) {
+		return &struct{}{}, s.Guests.signal(r)
+	}))
+	on("rexec.event", handle(func(ctx context.Context, from unum.NodeID, r *eventReq) (*struct{}, error) {
+		return &struct{}{}, s.Homes.event(ctx, from, r)
+	}))
+}
+
+// Close waits for what is under way. Deputies and bodies live on.
+func (s *Service) Close() {
+	s.Homes.tracer.Close()
+}
+
+// Body is a placed process as the node lists it.
+type Body struct {
+	Pid         unum.Pid
+	HostPid     int
+	Home, Guest unum.NodeID
+	Path        string
+	Argv        []string
+	Uid         uint32
+	Since       time.Time
+	Why         string
+}
+
+// Placed lists the processes of this node that run elsewhere.
+func (h *Homes) Placed() []Body {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := make([]Body, 0, len(h.placed))
+	for _, p := range h.placed {
+		out = append(out, Body{Pid: p.place.Pid, HostPid: p.host, Home: p.place.Home, Guest: p.place.Guest,
+			Path: p.path, Argv: p.argv, Uid: p.uid, Since: p.since, Why: p.why})
+	}
+	return out
+}
+
+// Where returns the node on which a process of this node's range runs.
+func (h *Homes) Where(pid unum.Pid) (unum.NodeID, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := h.placed[pid]
+	if p == nil {
+		return "", false
+	}
+	return p.place.Guest, true
+}
+
+// Why says why a process runs where it does, if that is remembered.
+func (h *Homes) Why(pid unum.Pid) string { return h.whys.get(pid) }
+
+// Bodies lists the processes of other nodes that run here.
+func (g *Guests) Bodies() []Body {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	out := make([]Body, 0, len(g.bodies))
+	for _, b := range g.bodies {
+		host := 0
+		select {
+		case <-b.ready:
+			if b.stub != nil {
+				host = b.stub.HostPid
+			}
+		default:
+		}
+		out = append(out, Body{Pid: b.place.Pid, HostPid: host, Home: b.place.Home, Guest: b.place.Guest,
+			Path: b.path, Since: b.started})
+	}
+	return out
+}
+
+// Home returns the home of a process that runs here for another node.
+func (g *Guests) Home(pid unum.Pid) (unum.NodeID, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	b := g.bodies[pid]
+	if b == nil {
+		return "", false
+	}
+	return b.place.Home, true
+}

@@ -1,0 +1,137 @@
+// Package rexec places processes at exec: it gathers what a caller is, has a
+// process like it made on another node, and turns the caller into the deputy
+// of that process, so that parent, shell and terminal notice nothing.
+//
+// The steps of a placement, and what a failure at each does:
+//
+//	home                                guest
+//	gather the caller                                    exec runs here
+//	serve its descriptors                                exec runs here
+//	rexec.start ───────────────────▶    session, group
+//	                                    fork, descriptors, exec
+//	            ◀─────────────────── ok or errno         the caller's exec fails
+//	                                                     by that errno
+//	convert the caller                                   the body is killed; the
+//	                                                     caller execs here
+//	the deputy forwards signals ──▶     the body
+//	end of the deputy  ◀─────────────── end of the body
+package rexec
+
+import (
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/carry"
+	"unum/sys"
+)
+
+// Spec is everything that a new process takes over from the one that it
+// continues. PIDs are the world's.
+type Spec struct {
+	Pid  unum.Pid // 0: the next free one
+	Pgid unum.Pid
+	Sid  unum.Pid
+
+	Path string // as the caller named it
+	Argv []string
+	Env  []string
+	Cwd  string
+
+	Umask   uint32
+	Limits  [16]unix.Rlimit
+	Nice    int
+	Policy  int
+	OOM     int // oom_score_adj
+	Persona uint64
+
+	Uid, Gid   [4]uint32
+	Groups     []uint32
+	CapInh     uint64
+	CapPrm     uint64
+	CapEff     uint64
+	CapBnd     uint64
+	CapAmb     uint64
+	NoNewPrivs bool
+
+	SigBlk, SigIgn uint64
+
+	ctty      int  // descriptor that becomes the controlling terminal, or -1
+	placeable bool // its exec asks for a place, as any exec does
+}
+
+// Instead of a number: the process starts a session or a group of its own.
+const (
+	newSession unum.Pid = -1
+	newGroup   unum.Pid = -1
+)
+
+// startReq asks the guest for a body.
+type startReq struct {
+	Place carry.Placement
+	Spec  Spec
+	Descs []*carry.Desc
+	TTY   []byte // the session's controlling terminal, for carry/tty; empty if none
+}
+
+// startRes is the guest's answer: Errno of the exec, or 0.
+type startRes struct {
+	Errno int
+	// Refused says why the guest could not even try; the exec then stays home.
+	Refused string
+}
+
+// signalReq is a signal on its way to a body.
+type signalReq struct {
+	ID   uint64
+	Pid  unum.Pid
+	Info sys.Siginfo
+	// Seq counts the signals of one deputy; the guest drops what it has seen.
+	Seq uint64
+}
+
+// eventReq tells home what became of a body.
+type eventReq struct {
+	ID     uint64
+	Pid    unum.Pid
+	Kind   eventKind
+	Status int // exit code or signal
+	Core   bool
+	Usage  Usage
+}
+
+type eventKind int
+
+const (
+	exited eventKind = iota + 1
+	killed
+	stopped
+	continued
+)
+
+// Usage is what a body and its reaped children used.
+type Usage struct {
+	Utime, Stime   int64 // microseconds
+	MaxRSS         int64 // KiB
+	MinFlt, MajFlt int64
+	InBlock        int64
+	OutBlock       int64
+	NVCSw, NIvCSw  int64
+}
+
+// Add sums two; the largest resident set wins.
+func (u *Usage) Add(v Usage) {
+	u.Utime += v.Utime
+	u.Stime += v.Stime
+	u.MaxRSS = max(u.MaxRSS, v.MaxRSS)
+	u.MinFlt += v.MinFlt
+	u.MajFlt += v.MajFlt
+	u.InBlock += v.InBlock
+	u.OutBlock += v.OutBlock
+	u.NVCSw += v.NVCSw
+	u.NIvCSw += v.NIvCSw
+}
+
+// String names an event as `unum why` shows it.
+func (k eventKind) String() string {
+	return [...]string{"?", "exited", "killed", "stopped", "continued"}[k]
+}
