@@ -1,0 +1,96 @@
+package etcd
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/storage/wal"
+	"go.uber.org/zap"
+
+	"unum"
+)
+
+// Sockets of a voter, in Config.Sockets.
+const (
+	peerSocket   = "etcd-peer.sock"
+	clientSocket = "etcd-client.sock"
+)
+
+// PeerSocket is where a voter's etcd takes its peers' traffic, and
+// ClientSocket that of clients: where the node's port leads connections
+// without ALPN, and those of ClientALPN.
+func (c Config) PeerSocket() string   { return filepath.Join(c.Sockets, peerSocket) }
+func (c Config) ClientSocket() string { return filepath.Join(c.Sockets, clientSocket) }
+
+var segmentOnce sync.Once
+
+// startServer starts the embedded voter and waits until it leads.
+func startServer(ctx context.Context, c Config) (*embed.Etcd, error) {
+	for _, d := range []string{c.Dir, c.Sockets} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	// etcd listens where it is told, but a peer's URL must look like one of the
+	// network: whoever uses it goes through the node's port.
+	addr := c.Addr
+	if addr == "" {
+		addr = "127.0.0.1:1"
+	}
+	advertise := url.URL{Scheme: "https", Host: addr}
+	e := embed.NewConfig()
+	e.Name = string(c.Node)
+	e.Dir = c.Dir
+	e.ListenPeerUrls = []url.URL{{Scheme: "unix", Host: c.PeerSocket()}}
+	e.ListenClientUrls = []url.URL{{Scheme: "unix", Host: c.ClientSocket()}}
+	e.AdvertisePeerUrls = []url.URL{advertise}
+	e.AdvertiseClientUrls = []url.URL{advertise}
+	e.InitialCluster = fmt.Sprintf("%s=%s", e.Name, advertise.String())
+	e.ClusterState = embed.ClusterStateFlagNew
+	e.InitialClusterToken = "unum"
+	e.TickMs, e.ElectionMs = 50, 500
+	e.AutoCompactionMode, e.AutoCompactionRetention = embed.CompactorModeRevision, "1000"
+	e.QuotaBackendBytes = 1 << 30
+	e.StrictReconfigCheck = false
+	e.EnableGRPCGateway = false
+	if c.Fast {
+		e.TickMs, e.ElectionMs = 10, 50
+		e.UnsafeNoFsync = true
+		// The log is preallocated; on tmpfs that is memory, twice.
+		segmentOnce.Do(func() { wal.SegmentSizeBytes = 4 << 20 })
+	}
+	e.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&slogCore{log: c.Log}))
+	s, err := embed.StartEtcd(e)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-s.Server.ReadyNotify():
+		return s, nil
+	case <-s.Server.StopNotify():
+		err = fmt.Errorf("etcd stopped while it started")
+	case err = <-s.Err():
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	s.Close()
+	return nil, err
+}
+
+// ttlSeconds is a lease's time as etcd counts it, at least 1 s.
+func ttlSeconds(d time.Duration) int64 {
+	return max(1, int64((d+time.Second-1)/time.Second))
+}
+
+func failed(op string, id unum.NodeID, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &unum.Error{Op: op, Node: id, Err: err}
+}
