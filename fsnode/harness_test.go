@@ -340,3 +340,12 @@ func (p *pair) start(in, out *os.File, name string, args ...string) (wait func()
 		return err
 	}
 }
+
+// command is a program that is killed with the test.
+func command(t testing.TB, name string, args ...string) *exec.Cmd {
+	ctx, stop := context.WithTimeout(context.Background(), 30*time.Second)
+	t.Cleanup(stop)
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
