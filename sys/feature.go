@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -197,19 +196,4 @@ func FeatureTTY() error {
 		}
 	}
 	return feature("packet mode of terminals", "2.6.36", err, unix.ENOTTY, unix.EINVAL)
-}
-
-// FeatureNoSeccomp says whether this process may lift other processes'
-// filters while it traces them; under a filter of its own it may not.
-func FeatureNoSeccomp() error {
-	b, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(line, "Seccomp:"); ok && strings.TrimSpace(v) != "0" {
-			return errors.New("this process runs under a seccomp filter of its own (a container, or systemd's SystemCallFilter)")
-		}
-	}
-	return nil
 }

@@ -44,10 +44,22 @@ func FeatureProcessVM() error {
 	return feature("process_vm_readv (CONFIG_CROSS_MEMORY_ATTACH)", "3.2", err)
 }
 
-// FeaturePtrace probes tracing with a suspended seccomp filter: Linux 4.3,
-// CONFIG_CHECKPOINT_RESTORE. The tracee is this program, stopped before its
-// first instruction.
+// FeaturePtrace probes tracing of a child, ended with its tracer: Linux 3.8.
 func FeaturePtrace() error {
+	return feature("ptrace", "3.8", tracee(unix.PTRACE_O_EXITKILL), unix.EINVAL)
+}
+
+// FeatureSuspendSeccomp probes tracing with the tracee's filters suspended:
+// Linux 4.3, CONFIG_CHECKPOINT_RESTORE. A process that runs under a filter
+// itself may not (EPERM).
+func FeatureSuspendSeccomp() error {
+	const suspendSeccomp = 1 << 21 // PTRACE_O_SUSPEND_SECCOMP
+	return feature("PTRACE_O_SUSPEND_SECCOMP", "4.3", tracee(suspendSeccomp|unix.PTRACE_O_EXITKILL), unix.EINVAL)
+}
+
+// tracee sets options on a tracee: this program, stopped before its first
+// instruction.
+func tracee(options int) error {
 	return onThrowawayThread(func() error {
 		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 		if err != nil {
@@ -59,7 +71,7 @@ func FeaturePtrace() error {
 			Sys:   &syscall.SysProcAttr{Ptrace: true, Pdeathsig: syscall.SIGKILL},
 		})
 		if err != nil {
-			return feature("ptrace", "", err)
+			return err
 		}
 		defer func() {
 			p.Kill()
@@ -78,9 +90,7 @@ func FeaturePtrace() error {
 		if !ws.Stopped() {
 			return errors.New("ptrace: the tracee did not stop")
 		}
-		const suspendSeccomp = 1 << 21 // PTRACE_O_SUSPEND_SECCOMP
-		err = unix.PtraceSetOptions(p.Pid, unix.PTRACE_O_EXITKILL|suspendSeccomp)
-		return feature("PTRACE_O_SUSPEND_SECCOMP", "4.3", err, unix.EINVAL)
+		return unix.PtraceSetOptions(p.Pid, options)
 	})
 }
 
