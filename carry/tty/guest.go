@@ -1,0 +1,400 @@
+package tty
+
+import (
+	"context"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/carry"
+	"unum/sys"
+)
+
+// Agent is the guest's agent of a session, which has the Line's slave as its
+// controlling terminal and can act on it.
+type Agent interface {
+	// SetForeground makes pgid the foreground group (TIOCSPGRP). 0 stands for
+	// the agent's own group, which no body is in.
+	SetForeground(ctx context.Context, pgid unum.Pid) error
+}
+
+// Guests are the terminals of other nodes' sessions that bodies here use.
+type Guests struct {
+	k *Kind
+
+	mu     sync.Mutex
+	closed bool
+	lines  map[lineKey]*Line
+}
+
+type lineKey struct {
+	home unum.NodeID
+	sid  unum.Pid
+	dev  uint32
+}
+
+// Session returns the guest's terminal of a home session for one placement, and
+// makes it if there is none. Preconditions: d.Ctty, or the caller makes no
+// controlling terminal of it. The placement closes its End when it is over.
+func (g *Guests) Session(_ context.Context, pl carry.Placement, d *Desc) (*End, error) {
+	l, err := g.line(pl.Home, d)
+	if err != nil {
+		return nil, wrap("carry", "", pl.Pid, "terminal", err)
+	}
+	e, err := l.attach(pl, d)
+	return e, wrap("carry", "", pl.Pid, "terminal", err)
+}
+
+// EndSession hangs up all terminals of a home session. Its agent is about to
+// end, or has.
+func (g *Guests) EndSession(home unum.NodeID, sid unum.Pid) {
+	g.mu.Lock()
+	var ls []*Line
+	for k, l := range g.lines {
+		if k.home == home && k.sid == sid {
+			ls = append(ls, l)
+		}
+	}
+	g.mu.Unlock()
+	for _, l := range ls {
+		l.hangUp()
+	}
+}
+
+// line finds or makes.
+func (g *Guests) line(home unum.NodeID, d *Desc) (*Line, error) {
+	key := lineKey{home, d.Sid, d.Dev}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil, os.ErrClosed
+	}
+	if l := g.lines[key]; l != nil {
+		return l, nil
+	}
+	l, err := newLine(g, key, d)
+	if err != nil {
+		return nil, err
+	}
+	g.lines[key] = l
+	g.k.go_(l.read)
+	g.k.go_(l.watch)
+	return l, nil
+}
+
+func (g *Guests) close() error {
+	g.mu.Lock()
+	g.closed = true
+	var ls []*Line
+	for _, l := range g.lines {
+		ls = append(ls, l)
+	}
+	g.mu.Unlock()
+	for _, l := range ls {
+		l.hangUp()
+	}
+	return nil
+}
+
+// Land makes a slave descriptor for a body.
+func (k *Kind) Land(ctx context.Context, pl carry.Placement, cd *carry.Desc) (carry.Guest, error) {
+	d, err := decodeDesc(cd.Data)
+	if err != nil {
+		return nil, wrap("carry", "", pl.Pid, "terminal", err)
+	}
+	e, err := k.Guests.Session(ctx, pl, d)
+	if err != nil {
+		return nil, err
+	}
+	flags := cd.Flags & (unix.O_ACCMODE | unix.O_NONBLOCK | unix.O_APPEND)
+	if e.file, err = e.l.open(flags); err != nil {
+		e.Close()
+		return nil, wrap("carry", "", pl.Pid, "terminal", err)
+	}
+	return e, nil
+}
+
+// ResumeGuest: terminals do not survive the daemon yet.
+func (k *Kind) ResumeGuest(ctx context.Context, pl carry.Placement, d *carry.Desc) (carry.Guest, error) {
+	return k.Land(ctx, pl, d)
+}
+
+// End is one placement's share of a terminal at the guest.
+type End struct {
+	l    *Line
+	pl   carry.Placement
+	file *os.File
+	fg   bool
+	once sync.Once
+}
+
+var _ carry.Guest = (*End)(nil)
+
+// Slave opens the terminal for the session's agent, which makes it its
+// controlling terminal. The caller closes it.
+func (e *End) Slave() (*os.File, error) {
+	f, err := e.l.open(unix.O_RDWR)
+	return f, wrap("carry", "", e.pl.Pid, "terminal", err)
+}
+
+// SetAgent names the session's agent, once it has its controlling terminal.
+func (e *End) SetAgent(a Agent) {
+	e.l.mu.Lock()
+	e.l.agent = a
+	e.l.mu.Unlock()
+}
+
+// HasAgent says whether a SetAgent came before.
+func (e *End) HasAgent() bool {
+	e.l.mu.Lock()
+	defer e.l.mu.Unlock()
+	return e.l.agent != nil
+}
+
+// GroupReady is to be called when the body's process group exists at the guest
+// and before the body runs: a group that is in the foreground at home becomes
+// so here.
+func (e *End) GroupReady(ctx context.Context) error {
+	if !e.fg {
+		return nil
+	}
+	return wrap("carry", "", e.pl.Pid, "foreground group", e.l.setForeground(ctx, e.pl.Pgid))
+}
+
+// Local is the slave.
+func (e *End) Local() carry.Local { return carry.Local{File: e.file} }
+
+// Started has nothing to do; Close follows if ok is false.
+func (e *End) Started(bool) {}
+
+// Flush returns when home's terminal has all output, and all input that was not
+// read is back in home's queue.
+func (e *End) Flush(ctx context.Context, _ bool) error {
+	return wrap("flush", e.pl.Home, e.pl.Pid, "terminal", e.l.flush(ctx, e))
+}
+
+// Close releases it.
+func (e *End) Close() error {
+	e.once.Do(func() { e.l.detach(e) })
+	return nil
+}
+
+// Line is one home terminal's pty at the guest.
+type Line struct {
+	g      *Guests
+	k      *Kind
+	key    lineKey
+	ctty   bool
+	ctx    context.Context
+	cancel context.CancelFunc
+	link   link
+
+	fgMu sync.Mutex // held while the agent sets the foreground group
+
+	// io is held while the master is read or closed.
+	io      sync.Mutex
+	master  *os.File // nil after a hang-up
+	pending *Modes   // to be told once the output before them is
+	verbat  int      // that much of it at most; see control
+	cr      bool     // an unsent \r that may belong to a newline
+
+	mu       sync.Mutex
+	slave    *os.File // our own, while ends is not empty
+	ends     map[*End]struct{}
+	agent    Agent
+	modes    Modes // as agreed with home
+	size     Size
+	raw      bool     // the modes are not canonical, and a body made them so
+	fg       unum.Pid // what home says
+	sent     int64    // output, and what home has written of it
+	written  int64
+	offered  bool
+	want     int64
+	eager    int // looks for a reader without an offer that are left
+	release  int64
+	flushID  int64
+	flushes  map[int64]chan struct{}
+	ackc     chan struct{} // closed and replaced when written grows
+	watchc   chan struct{}
+	life     uint64
+	ch       unum.Channel
+	attended chan struct{} // closed when accept has left
+}
+
+func newLine(g *Guests, key lineKey, d *Desc) (*Line, error) {
+	dir, err := g.k.cfg.Devpts()
+	if err != nil {
+		return nil, err
+	}
+	m, err := openNumber(dir, int(unix.Minor(uint64(d.Dev))))
+	if err != nil {
+		return nil, err
+	}
+	l := &Line{
+		g: g, k: g.k, key: key, ctty: d.Ctty, master: m,
+		ends: map[*End]struct{}{}, flushes: map[int64]chan struct{}{},
+		ackc: make(chan struct{}), watchc: make(chan struct{}, 1),
+	}
+	l.ctx, l.cancel = context.WithCancel(g.k.ctx)
+	fd := rawFD(m)
+	if err = l.adopt(fd, d); err == nil {
+		// From now on no body can clear it.
+		err = sys.LockTtyAttr(fd, &unix.Termios{Lflag: sys.EXTPROC})
+	}
+	if err != nil {
+		m.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// openNumber prefers a pty of the same number as home's, so that ttyname agrees
+// where it can.
+func openNumber(dir string, want int) (*os.File, error) {
+	m, n, err := sys.OpenPty(dir)
+	if err != nil || n >= want || want-n > 16 {
+		return m, err
+	}
+	var spare []*os.File
+	defer func() {
+		for _, f := range spare {
+			f.Close()
+		}
+	}()
+	for n < want {
+		o, on, err := sys.OpenPty(dir)
+		if err != nil || on > want {
+			if err == nil {
+				o.Close()
+			}
+			break
+		}
+		spare = append(spare, m)
+		m, n = o, on
+	}
+	return m, nil
+}
+
+// adopt gives the pty home's modes and size.
+func (l *Line) adopt(fd int, d *Desc) error {
+	l.modes, l.size, l.raw = d.Modes, d.Size, false
+	if err := sys.SetTtyAttr(fd, d.Modes.termios(sys.EXTPROC)); err != nil {
+		return err
+	}
+	if t, err := sys.TtyAttr(fd); err == nil {
+		l.modes = modesOf(t)
+	}
+	return sys.SetTtySize(fd, d.Size.winsize())
+}
+
+func (l *Line) open(flags int) (f *os.File, err error) {
+	l.io.Lock()
+	defer l.io.Unlock()
+	if l.master == nil {
+		return nil, unix.EIO
+	}
+	return sys.OpenSlave(rawFD(l.master), flags)
+}
+
+func (l *Line) attach(pl carry.Placement, d *Desc) (*End, error) {
+	l.io.Lock()
+	defer l.io.Unlock()
+	if l.master == nil {
+		return nil, unix.EIO
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.slave == nil {
+		s, err := sys.OpenSlave(rawFD(l.master), unix.O_RDWR|unix.O_NONBLOCK)
+		if err != nil {
+			return nil, err
+		}
+		l.slave = s
+		if err := l.adopt(rawFD(l.master), d); err != nil {
+			return nil, err
+		}
+	}
+	l.release = 0
+	e := &End{l: l, pl: pl, fg: d.Fg && d.Ctty}
+	l.ends[e] = struct{}{}
+	return e, nil
+}
+
+func (l *Line) detach(e *End) {
+	l.mu.Lock()
+	delete(l.ends, e)
+	if len(l.ends) == 0 && l.slave != nil {
+		l.slave.Close()
+		l.slave = nil
+	}
+	l.mu.Unlock()
+	l.checkIdle()
+}
+
+// setForeground asks the agent. A group that has no member here is not in the
+// foreground here.
+func (l *Line) setForeground(ctx context.Context, pgid unum.Pid) error {
+	l.fgMu.Lock()
+	defer l.fgMu.Unlock()
+	l.mu.Lock()
+	a := l.agent
+	l.fg = pgid
+	l.mu.Unlock()
+	if a == nil {
+		return nil
+	}
+	err := a.SetForeground(ctx, pgid)
+	if err != nil && pgid != 0 {
+		err = a.SetForeground(ctx, 0)
+	}
+	l.wish()
+	return err
+}
+
+// hangUp closes the pty: its readers get an end of file, writers EIO, and the
+// session's leader SIGHUP.
+func (l *Line) hangUp() {
+	l.g.mu.Lock()
+	if l.g.lines[l.key] == l {
+		delete(l.g.lines, l.key)
+	}
+	l.g.mu.Unlock()
+	l.mu.Lock()
+	if l.slave != nil {
+		l.slave.Close()
+		l.slave = nil
+	}
+	l.mu.Unlock()
+	l.cancel()
+	l.io.Lock()
+	if l.master != nil {
+		l.master.Close()
+		l.master = nil
+	}
+	l.io.Unlock()
+}
+
+// checkIdle tells home, if it has asked, that nobody has the terminal open.
+func (l *Line) checkIdle() {
+	l.io.Lock()
+	idle := l.master == nil
+	if !idle {
+		re, err := sys.PollFD(rawFD(l.master), unix.POLLIN)
+		idle = err == nil && re&unix.POLLHUP != 0 && re&unix.POLLIN == 0
+	}
+	l.io.Unlock()
+	l.mu.Lock()
+	id := l.release
+	if len(l.ends) > 0 || !idle || l.sent != l.written {
+		id = 0
+	}
+	if id != 0 {
+		l.release = 0
+	}
+	l.mu.Unlock()
+	if id != 0 {
+		l.link.send(l.k.ctx, message{Op: opIdle, N: id})
+	}
+}

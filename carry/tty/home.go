@@ -1,0 +1,480 @@
+package tty
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/carry"
+	"unum/sys"
+)
+
+// Homes are the terminals of this node's sessions that bodies elsewhere use.
+type Homes struct {
+	k *Kind
+
+	mu     sync.Mutex
+	closed bool
+	homes  map[homeKey]*home
+}
+
+type homeKey struct {
+	sid   unum.Pid
+	dev   uint32
+	guest unum.NodeID
+}
+
+// Describe returns the controlling terminal of the caller's session for the
+// start request, nil if it has none. A descriptor of the terminal need not
+// exist. It has no side effect.
+func (hs *Homes) Describe(p *carry.Proc) (*Desc, error) {
+	j, err := sys.ReadJob(p.HostPid, nil)
+	if err != nil {
+		return nil, wrap("carry", "", p.Pid, "terminal", err)
+	}
+	if j.TTY == 0 {
+		return nil, nil
+	}
+	d := &Desc{Dev: j.TTY}
+	if err := d.job(p); err != nil {
+		return nil, wrap("carry", "", p.Pid, "terminal", err)
+	}
+	hs.mu.Lock()
+	for key, h := range hs.homes {
+		if key.sid == d.Sid && key.dev == d.Dev && h.describe(d) {
+			hs.mu.Unlock()
+			return d, nil
+		}
+	}
+	hs.mu.Unlock()
+	f, err := hs.k.openPrivate(d.Dev, p.HostPid, nil)
+	if err == nil {
+		defer f.Close()
+		err = d.read(rawFD(f))
+	}
+	if errors.Is(err, unix.EIO) { // hung up: as good as none
+		return nil, nil
+	}
+	if err != nil {
+		return nil, wrap("carry", "", p.Pid, "controlling terminal", errors.Join(unum.ErrStaysHome, err))
+	}
+	return d, nil
+}
+
+// Attach opens home's half of a session's terminal for one placement, also
+// where no descriptor refers to it. file is a descriptor of it or nil; it is
+// not kept.
+func (hs *Homes) Attach(_ context.Context, pl carry.Placement, d *Desc, file *os.File) (*HomeEnd, error) {
+	key := homeKey{d.Sid, d.Dev, pl.Guest}
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	if hs.closed {
+		return nil, wrap("carry", pl.Guest, pl.Pid, "terminal", os.ErrClosed)
+	}
+	h := hs.homes[key]
+	if h == nil || h.dead() {
+		h = newHome(hs, key, d)
+		hs.homes[key] = h
+		hs.k.go_(h.run)
+		hs.k.go_(h.write)
+	}
+	e, err := h.attach(pl, d, file)
+	return e, wrap("carry", pl.Guest, pl.Pid, "terminal", err)
+}
+
+// Serve is Attach for a descriptor.
+func (k *Kind) Serve(ctx context.Context, pl carry.Placement, cd *carry.Desc, file *os.File) (carry.Home, error) {
+	d, err := decodeDesc(cd.Data)
+	if err != nil {
+		return nil, wrap("carry", pl.Guest, pl.Pid, "terminal", err)
+	}
+	e, err := k.Homes.Attach(ctx, pl, d, file)
+	if err != nil {
+		return nil, err
+	}
+	e.file = file
+	return e, nil
+}
+
+// ForegroundChanged is to be called when a process of the session has changed
+// the foreground group of its terminal. What the group is now is read from the
+// kernel; the guests are told.
+func (hs *Homes) ForegroundChanged(ctx context.Context, sid unum.Pid) {
+	for _, h := range hs.of(func(k homeKey) bool { return k.sid == sid }) {
+		h.sync(ctx)
+		h.kick()
+	}
+}
+
+// Sync returns when the guest's terminal has what home's has: foreground group,
+// modes and size. It is to be called before a SIGCONT is passed on to a body.
+func (hs *Homes) Sync(ctx context.Context, pl carry.Placement) error {
+	for _, h := range hs.of(func(k homeKey) bool { return k.sid == pl.Sid && k.guest == pl.Guest }) {
+		if !h.sync(ctx) {
+			continue
+		}
+		if err := h.syncWait(ctx); err != nil {
+			return wrap("carry", pl.Guest, pl.Pid, "terminal", err)
+		}
+	}
+	return nil
+}
+
+// Foreground says whether the placement's group is in the foreground of its
+// terminal at home. A body that stopped by SIGTTIN or SIGTTOU although it is
+// was told too late: it is to be continued after Sync, and its deputy not
+// stopped.
+func (hs *Homes) Foreground(pl carry.Placement) bool {
+	for _, h := range hs.of(func(k homeKey) bool { return k.sid == pl.Sid && k.guest == pl.Guest }) {
+		if h.foregroundOf(pl.ID) {
+			return true
+		}
+	}
+	return false
+}
+
+// Close ends all of them.
+func (hs *Homes) close() error {
+	hs.mu.Lock()
+	hs.closed = true
+	hs.mu.Unlock()
+	for _, h := range hs.of(func(homeKey) bool { return true }) {
+		h.end()
+	}
+	return nil
+}
+
+func (hs *Homes) of(ok func(homeKey) bool) (out []*home) {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	for k, h := range hs.homes {
+		if ok(k) {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+// home is one terminal's half towards one guest.
+//
+//	closed ── attach ──▶ open ── last end closed, guest says idle ──▶ closed
+//	open ── terminal hangs up ──▶ hung;  any ── end ──▶ dead
+type home struct {
+	hs     *Homes
+	k      *Kind
+	key    homeKey
+	desc   *Desc
+	life   uint64
+	ctx    context.Context
+	cancel context.CancelFunc
+	link   link
+
+	take    sync.Mutex // held while input is taken from the terminal, or put back
+	telling sync.Mutex // held while the terminal's state is compared and told
+
+	mu      sync.Mutex
+	tty     *os.File // our own description; nil while nobody at the guest uses it
+	rc      syscall.RawConn
+	ends    map[*HomeEnd]struct{}
+	live    bool // a body runs, or did since tty was opened
+	hung    bool
+	over    bool
+	modes   Modes // as agreed with the guest
+	size    Size
+	fg      unum.Pid
+	want    int64
+	offered bool
+	release int64
+	linger  *time.Timer
+	queue   []message // for write
+	syncs   map[int64]chan struct{}
+	syncID  int64
+	keys    map[unix.Signal]*keypress
+
+	writec  chan struct{}
+	kickc   chan struct{}
+	written int64 // write's own
+}
+
+func newHome(hs *Homes, key homeKey, d *Desc) *home {
+	h := &home{
+		hs: hs, k: hs.k, key: key, desc: d, life: rand.Uint64(),
+		ends: map[*HomeEnd]struct{}{}, syncs: map[int64]chan struct{}{},
+		keys:   map[unix.Signal]*keypress{},
+		writec: make(chan struct{}, 1), kickc: make(chan struct{}, 1),
+	}
+	h.ctx, h.cancel = context.WithCancel(hs.k.ctx)
+	return h
+}
+
+// describe fills in modes and size from the open terminal.
+func (h *home) describe(d *Desc) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	ok := false
+	if h.tty != nil && !h.hung {
+		_ = h.rc.Control(func(fd uintptr) { ok = d.read(int(fd)) == nil })
+	}
+	return ok
+}
+
+func (h *home) dead() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.over || h.hung
+}
+
+func (h *home) attach(pl carry.Placement, d *Desc, file *os.File) (*HomeEnd, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.tty == nil {
+		f, err := h.k.openPrivate(d.Dev, d.HostPid, file)
+		if err != nil {
+			return nil, err
+		}
+		rc, err := f.SyscallConn()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		h.tty, h.rc, h.live, h.offered, h.want = f, rc, false, false, 0
+		// The guest takes these from the start request.
+		h.modes, h.size = d.Modes, d.Size
+		h.k.go_(func() { h.read(f, rc) })
+	}
+	if h.linger != nil {
+		h.linger.Stop()
+		h.linger = nil
+	}
+	h.release++ // an answer to an older question no longer counts
+	e := &HomeEnd{h: h, pl: pl, hostPid: d.HostPid, ctty: d.Ctty}
+	h.ends[e] = struct{}{}
+	if d.Fg {
+		h.fg = pl.Pgid
+	}
+	return e, nil
+}
+
+// run keeps the link up.
+func (h *home) run() {
+	defer h.end()
+	wait := 20 * time.Millisecond
+	for h.ctx.Err() == nil {
+		err := h.connect(&wait)
+		if errors.Is(err, unum.ErrNodeLost) || errors.Is(err, unum.ErrNoNode) || errors.Is(err, errAnother) {
+			h.k.log.Info("a terminal's link ended", "node", h.key.guest, "err", err)
+			return
+		}
+		select {
+		case <-h.ctx.Done():
+		case <-time.After(wait):
+			wait = min(wait*2, time.Second)
+		}
+	}
+}
+
+var errAnother = errors.New("the guest has lost the terminal")
+
+func (h *home) connect(wait *time.Duration) error {
+	peer, err := h.k.cfg.Peer(h.key.guest)
+	if err != nil {
+		return err
+	}
+	h.link.mu.Lock()
+	hi := hello{Life: h.life, Got: h.link.got}
+	h.link.mu.Unlock()
+	if hi.Desc, err = h.desc.encode(); err != nil {
+		return err
+	}
+	b, err := marshal(&hi)
+	if err != nil {
+		return err
+	}
+	ch, err := peer.Open(h.ctx, Service, b)
+	if err != nil {
+		return err
+	}
+	defer ch.Close()
+	if b, err = ch.Recv(h.ctx); err != nil {
+		return err
+	}
+	m, err := decodeMessage(b)
+	if err != nil {
+		return err
+	}
+	if m.Op != opWelcome || hi.Got > 0 && m.N == 0 {
+		return errAnother
+	}
+	*wait = 20 * time.Millisecond
+	h.link.attach(h.ctx, ch, m.Ack, nil)
+	defer h.link.detach(ch)
+	return h.link.receive(h.ctx, ch, h.handle)
+}
+
+// handle must not wait: it is the reader of the channel.
+func (h *home) handle(m message) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch m.Op {
+	case opIdle:
+		if m.N == h.release && len(h.ends) == 0 {
+			h.closeTTY()
+		}
+		return
+	case opSynced:
+		if c := h.syncs[m.N]; c != nil {
+			close(c)
+			delete(h.syncs, m.N)
+		}
+		return
+	case opWant:
+		// It overtakes output, which may stand still (^S), but not modes.
+		if !h.queued(opModes, opFlush, opUnread, opWant) {
+			h.setWant(m.N)
+			return
+		}
+	case opDropOut:
+		for i := range h.queue {
+			if q := &h.queue[i]; q.Op == opOutput {
+				q.Eof = true // counted, not written
+			}
+		}
+	}
+	h.queue = append(h.queue, m)
+	poke(h.writec)
+}
+
+// Preconditions: mu is held.
+func (h *home) queued(ops ...op) bool {
+	for _, q := range h.queue {
+		for _, o := range ops {
+			if q.Op == o {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Preconditions: mu is held.
+func (h *home) setWant(n int64) {
+	h.want = n
+	if n != 0 {
+		h.offered = false
+	}
+	h.kickLocked()
+}
+
+func (h *home) kick() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.kickLocked()
+}
+
+// kickLocked makes read look again. Preconditions: mu is held.
+func (h *home) kickLocked() {
+	poke(h.kickc)
+	if h.tty != nil {
+		_ = h.tty.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// Preconditions: mu is held.
+func (h *home) closeTTY() {
+	if h.tty != nil {
+		h.tty.Close() // ends read
+		h.tty, h.rc, h.live = nil, nil, false
+	}
+	poke(h.kickc)
+	if !h.over && h.linger == nil {
+		h.linger = time.AfterFunc(lingerTime, h.end)
+	}
+}
+
+// lingerTime is how long an unused link is kept for the next placement.
+const lingerTime = 30 * time.Second
+
+// end gives the half up.
+func (h *home) end() {
+	h.hs.mu.Lock()
+	h.mu.Lock()
+	h.over = true
+	if h.linger != nil {
+		h.linger.Stop()
+	}
+	if h.hs.homes[h.key] == h {
+		delete(h.hs.homes, h.key)
+	}
+	h.closeTTY()
+	h.mu.Unlock()
+	h.hs.mu.Unlock()
+	h.cancel()
+}
+
+// HomeEnd is one placement's share of a terminal at home.
+type HomeEnd struct {
+	h       *home
+	pl      carry.Placement
+	hostPid int
+	ctty    bool
+	file    *os.File
+	once    sync.Once
+	running bool // guarded by h.mu
+}
+
+var _ carry.Home = (*HomeEnd)(nil)
+
+// Commit lets input and output flow.
+func (e *HomeEnd) Commit() {
+	e.h.mu.Lock()
+	e.running, e.h.live = true, true
+	poke(e.h.writec)
+	e.h.kickLocked()
+	e.h.mu.Unlock()
+}
+
+// Drain has nothing to do: the guest's Flush waits until all is written.
+func (e *HomeEnd) Drain(context.Context) error { return nil }
+
+// Close ends it. The terminal stays open for what children of the body still
+// write, until they have closed it.
+func (e *HomeEnd) Close() error {
+	e.once.Do(func() {
+		if e.file != nil {
+			e.file.Close()
+		}
+		h := e.h
+		h.mu.Lock()
+		delete(h.ends, e)
+		last, live := len(h.ends) == 0, h.live
+		h.release++
+		id := h.release
+		if last && !live {
+			h.closeTTY()
+		}
+		h.mu.Unlock()
+		if last && live {
+			h.link.send(h.ctx, message{Op: opRelease, N: id})
+		}
+	})
+	return nil
+}
+
+// ResumeHome: terminals do not survive the daemon yet.
+func (k *Kind) ResumeHome(ctx context.Context, pl carry.Placement, d *carry.Desc, file *os.File) (carry.Home, error) {
+	return k.Serve(ctx, pl, d, file)
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}

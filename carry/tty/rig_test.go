@@ -1,0 +1,584 @@
+package tty
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/creack/pty"
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/carry"
+	"unum/sys"
+)
+
+// rig is two nodes in one process and a shell on a terminal of the first. In
+// it "placed CMD" runs CMD at the second.
+type rig struct {
+	t     *testing.T
+	dir   string
+	net   *network
+	homeK *Kind
+	guest *Kind
+	set   *carry.Set
+	ln    *net.UnixListener
+	wg    sync.WaitGroup
+	fails chan error
+
+	mu     sync.Mutex
+	next   uint64
+	agents map[unum.Pid]*agent
+	groups map[unum.Pid]int // home group to the guest's
+	bodies map[int]*body
+}
+
+// passKind carries what is no terminal by handing it over, as one machine can.
+type passKind struct{}
+
+func (passKind) Name() string { return "pass" }
+func (passKind) Claim(context.Context, *carry.Proc, *carry.FD) (*carry.Desc, error) {
+	return &carry.Desc{}, nil
+}
+func (passKind) Serve(context.Context, carry.Placement, *carry.Desc, *os.File) (carry.Home, error) {
+	return nil, nil
+}
+func (passKind) Land(context.Context, carry.Placement, *carry.Desc) (carry.Guest, error) {
+	return nil, nil
+}
+func (passKind) ResumeHome(context.Context, carry.Placement, *carry.Desc, *os.File) (carry.Home, error) {
+	return nil, nil
+}
+func (passKind) ResumeGuest(context.Context, carry.Placement, *carry.Desc) (carry.Guest, error) {
+	return nil, nil
+}
+
+func worldPids() ([]int, error) {
+	d, err := os.Open("/proc")
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	var out []int
+	for _, n := range names {
+		if p, err := strconv.Atoi(n); err == nil {
+			out = append(out, p)
+		}
+	}
+	return out, err
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: terminals' input is put back by TIOCSTI")
+	}
+	r := &rig{
+		t: t, dir: t.TempDir(), net: newNetwork(), fails: make(chan error, 100),
+		agents: map[unum.Pid]*agent{}, groups: map[unum.Pid]int{}, bodies: map[int]*body{},
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(exe, filepath.Join(r.dir, "placed")); err != nil {
+		t.Fatal(err)
+	}
+	mk := func(node unum.NodeID) *Kind {
+		k, err := New(Config{Env: carry.Env{
+			Node: node, Peer: r.net.peer(node), Accept: r.net.accept(node), WorldPids: worldPids,
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	r.homeK, r.guest = mk("n1"), mk("n2")
+	r.set = carry.NewSet(r.homeK, passKind{})
+	r.ln, err = net.ListenUnix("unixpacket", &net.UnixAddr{Name: filepath.Join(r.dir, "sock"), Net: "unixpacket"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.wg.Add(1)
+	go func() {
+		defer r.wg.Done()
+		for {
+			c, err := r.ln.AcceptUnix()
+			if err != nil {
+				return
+			}
+			r.wg.Add(1)
+			go func() {
+				defer r.wg.Done()
+				defer c.Close()
+				if err := r.place(c); err != nil {
+					_ = sendNote(c, note{What: "error", Err: err.Error()})
+				}
+			}()
+		}
+	}()
+	t.Cleanup(r.close)
+	return r
+}
+
+func (r *rig) close() {
+	r.ln.Close()
+	r.mu.Lock()
+	for _, b := range r.bodies {
+		_ = unix.Kill(b.pid, unix.SIGKILL)
+	}
+	r.mu.Unlock()
+	done := make(chan struct{})
+	go func() { r.wg.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		r.t.Error("placements did not end")
+	}
+	for _, a := range r.agents {
+		a.close()
+	}
+	for _, k := range []*Kind{r.homeK, r.guest} {
+		done := make(chan struct{})
+		go func() { k.Close(); close(done) }()
+		select {
+		case <-done:
+		case <-time.After(5 * time.Second):
+			r.t.Error("Close hangs")
+		}
+	}
+	r.net.wg.Wait()
+	for len(r.fails) > 0 {
+		r.t.Error(<-r.fails)
+	}
+}
+
+// agent is the guest's session leader.
+type agent struct {
+	r    *rig
+	cmd  *exec.Cmd
+	c    *net.UnixConn
+	mu   sync.Mutex
+	repl chan note
+}
+
+func (r *rig) agentOf(sid unum.Pid) (*agent, bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if a := r.agents[sid]; a != nil {
+		return a, false, nil
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, false, err
+	}
+	mine, theirs := os.NewFile(uintptr(fds[0]), "agent"), os.NewFile(uintptr(fds[1]), "agent")
+	defer mine.Close()
+	defer theirs.Close()
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, false, err
+	}
+	a := &agent{r: r, cmd: &exec.Cmd{
+		Path: exe, Args: []string{"ttyagent"}, ExtraFiles: []*os.File{theirs},
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true}, Stderr: os.Stderr,
+	}, repl: make(chan note, 1)}
+	if err := a.cmd.Start(); err != nil {
+		return nil, false, err
+	}
+	c, err := net.FileConn(mine)
+	if err != nil {
+		return nil, false, err
+	}
+	a.c = c.(*net.UnixConn)
+	r.agents[sid] = a
+	go func() {
+		for {
+			n, _, err := recvNote(a.c)
+			if err != nil {
+				close(a.repl)
+				return
+			}
+			if n.What == "reply" {
+				a.repl <- n
+				continue
+			}
+			r.mu.Lock()
+			b := r.bodies[n.Pid]
+			r.mu.Unlock()
+			if b != nil {
+				b.events <- n
+			}
+		}
+	}()
+	return a, true, nil
+}
+
+func (a *agent) ask(n note, fds ...int) (note, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := sendNote(a.c, n, fds...); err != nil {
+		return n, err
+	}
+	out, ok := <-a.repl
+	if !ok {
+		return out, net.ErrClosed
+	}
+	if out.Err != "" {
+		return out, fmt.Errorf("agent: %s: %s", n.What, out.Err)
+	}
+	return out, nil
+}
+
+func (a *agent) close() {
+	a.c.Close()
+	_ = a.cmd.Process.Kill()
+	_ = a.cmd.Wait()
+}
+
+func (a *agent) SetForeground(_ context.Context, pgid unum.Pid) error {
+	a.r.mu.Lock()
+	pg := a.r.groups[pgid]
+	a.r.mu.Unlock()
+	if pgid != 0 && pg == 0 {
+		return unix.ESRCH
+	}
+	_, err := a.ask(note{What: "fg", Pgid: pg})
+	return err
+}
+
+type body struct {
+	pid    int
+	events chan note
+}
+
+// place does what rexec does.
+func (r *rig) place(c *net.UnixConn) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	n, _, err := recvNote(c)
+	if err != nil {
+		return err
+	}
+	p := &carry.Proc{HostPid: n.Pid, Pid: unum.Pid(n.Pid)}
+	if p.PidFD, err = unix.PidfdOpen(n.Pid, 0); err != nil {
+		return err
+	}
+	defer unix.Close(p.PidFD)
+	task, err := sys.ReadTask(n.Pid)
+	if err != nil {
+		return err
+	}
+	descs, err := r.set.Describe(ctx, p)
+	if err != nil {
+		return err
+	}
+	sess, err := r.homeK.Homes.Describe(p)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.next++
+	pl := carry.Placement{ID: r.next, Pid: p.Pid, Pgid: task.Pgid, Sid: task.Sid, Home: "n1", Guest: "n2"}
+	r.mu.Unlock()
+
+	var homes []carry.Home
+	var ends []carry.Guest
+	defer func() {
+		for _, e := range ends {
+			_ = e.Close()
+		}
+		for _, h := range homes {
+			_ = h.Close()
+		}
+	}()
+	a, _, err := r.agentOf(task.Sid)
+	if err != nil {
+		return err
+	}
+	var send *End
+	if sess != nil {
+		h, err := r.homeK.Homes.Attach(ctx, pl, sess, nil)
+		if err != nil {
+			return err
+		}
+		homes = append(homes, h)
+		if send, err = r.guest.Guests.Session(ctx, pl, sess); err != nil {
+			return err
+		}
+		ends = append(ends, send)
+		if !send.HasAgent() {
+			s, err := send.Slave()
+			if err != nil {
+				return err
+			}
+			_, err = a.ask(note{What: "ctty"}, int(s.Fd()))
+			s.Close()
+			if err != nil {
+				return err
+			}
+			send.SetAgent(a)
+		}
+	}
+	start := note{What: "start", Args: n.Args, Env: n.Env, Dir: n.Dir}
+	var files []*os.File
+	var fds []int
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	for _, d := range descs {
+		f, err := sys.PidfdGetfd(p.PidFD, d.Nums[0])
+		if err != nil {
+			return err
+		}
+		if d.Kind == "tty" {
+			h, err := r.homeK.Serve(ctx, pl, d, f)
+			if err != nil {
+				return err
+			}
+			homes = append(homes, h)
+			e, err := r.guest.Land(ctx, pl, d)
+			if err != nil {
+				return err
+			}
+			ends = append(ends, e)
+			f = e.Local().File
+		}
+		files = append(files, f)
+		for _, num := range d.Nums {
+			start.Nums = append(start.Nums, num)
+			fds = append(fds, int(f.Fd()))
+		}
+	}
+	r.mu.Lock()
+	start.Pgid = r.groups[pl.Pgid]
+	if start.Pgid != 0 && unix.Kill(-start.Pgid, 0) != nil {
+		start.Pgid = 0
+	}
+	r.mu.Unlock()
+	rep, err := a.ask(start, fds...)
+	if err != nil {
+		return err
+	}
+	b := &body{pid: rep.Pid, events: make(chan note, 16)}
+	r.mu.Lock()
+	r.bodies[b.pid] = b
+	if start.Pgid == 0 {
+		r.groups[pl.Pgid] = b.pid
+	}
+	r.mu.Unlock()
+	if send != nil {
+		if err := send.GroupReady(ctx); err != nil {
+			return err
+		}
+	}
+	for _, h := range homes {
+		h.(*HomeEnd).Commit()
+	}
+	if _, err := a.ask(note{What: "go", Pid: b.pid}); err != nil {
+		return err
+	}
+	for _, f := range files {
+		f.Close()
+	}
+	files = nil
+
+	sigs := make(chan note, 16)
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		for {
+			n, _, err := recvNote(c)
+			if err != nil {
+				return
+			}
+			sigs <- n
+		}
+	}()
+	defer func() { c.Close(); <-gone }()
+	for {
+		select {
+		case <-gone:
+			_ = unix.Kill(b.pid, unix.SIGKILL)
+			gone = make(chan struct{})
+			close(gone)
+			n := <-b.events
+			_ = n
+			return nil
+		case n := <-sigs:
+			sig := unix.Signal(n.Sig)
+			if sig == unix.SIGCONT {
+				if err := r.homeK.Homes.Sync(ctx, pl); err != nil {
+					return err
+				}
+			}
+			if !r.homeK.Homes.Signal(ctx, pl, sig) {
+				_ = unix.Kill(b.pid, sig)
+			}
+		case n := <-b.events:
+			what := n.Args[0]
+			fctx, fcancel := context.WithTimeout(ctx, 10*time.Second)
+			for _, e := range ends {
+				if err := e.Flush(fctx, what != "stop"); err != nil {
+					r.fails <- fmt.Errorf("flush: %w", err)
+				}
+			}
+			fcancel()
+			if what == "stop" {
+				sig := unix.Signal(n.Sig)
+				if (sig == unix.SIGTTIN || sig == unix.SIGTTOU) && r.homeK.Homes.Foreground(pl) {
+					_ = r.homeK.Homes.Sync(ctx, pl)
+					_ = unix.Kill(b.pid, unix.SIGCONT)
+					continue
+				}
+				if err := sendNote(c, note{What: "stop", Sig: n.Sig}); err != nil {
+					return err
+				}
+				continue
+			}
+			r.mu.Lock()
+			delete(r.bodies, b.pid)
+			r.mu.Unlock()
+			for _, e := range ends {
+				_ = e.Close()
+			}
+			for _, h := range homes {
+				_ = h.Close()
+			}
+			return sendNote(c, note{What: what, Code: n.Code, Sig: n.Sig})
+		}
+	}
+}
+
+// shell is an interactive program on home's terminal.
+type shell struct {
+	t   *testing.T
+	r   *rig
+	cmd *exec.Cmd
+	tty *os.File
+
+	mu   sync.Mutex
+	out  []byte
+	more chan struct{}
+	eof  bool
+}
+
+func (r *rig) shell(argv ...string) *shell {
+	r.t.Helper()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir = r.dir
+	cmd.Env = []string{
+		"PATH=" + r.dir + ":/usr/bin:/bin:/usr/sbin:/sbin", "PS1=$ ", "TERM=xterm", "HOME=" + r.dir,
+		"TTY_TEST_SOCK=" + filepath.Join(r.dir, "sock"), "LC_ALL=C", "HISTFILE=", "INPUTRC=/dev/null",
+	}
+	f, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 24, Cols: 80})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	s := &shell{t: r.t, r: r, cmd: cmd, tty: f, more: make(chan struct{}, 1)}
+	go func() {
+		b := make([]byte, 32<<10)
+		for {
+			n, err := f.Read(b)
+			s.mu.Lock()
+			s.out = append(s.out, b[:n]...)
+			s.eof = err != nil
+			s.mu.Unlock()
+			poke(s.more)
+			if err != nil {
+				return
+			}
+		}
+	}()
+	r.t.Cleanup(func() { s.close() })
+	return s
+}
+
+func (r *rig) bash() *shell {
+	s := r.shell("bash", "--norc", "--noprofile", "--noediting", "-i")
+	s.expect("$ ")
+	return s
+}
+
+func (r *rig) dash() *shell {
+	s := r.shell("dash", "-i")
+	s.expect("$ ")
+	return s
+}
+
+func (s *shell) close() {
+	_ = unix.Kill(s.cmd.Process.Pid, unix.SIGKILL)
+	_ = s.cmd.Wait()
+	s.tty.Close()
+}
+
+func (s *shell) send(text string) {
+	s.t.Helper()
+	if _, err := s.tty.WriteString(text); err != nil {
+		s.t.Fatalf("typing %q: %v", text, err)
+	}
+}
+
+// expect waits for text, and returns and forgets what came before and with it.
+func (s *shell) expect(text string) string {
+	s.t.Helper()
+	return s.within(8*time.Second, text)
+}
+
+func (s *shell) within(d time.Duration, text string) string {
+	s.t.Helper()
+	end := time.After(d)
+	for {
+		s.mu.Lock()
+		if i := strings.Index(string(s.out), text); i >= 0 {
+			got := string(s.out[:i+len(text)])
+			s.out = s.out[i+len(text):]
+			s.mu.Unlock()
+			return got
+		}
+		got, eof := string(s.out), s.eof
+		s.mu.Unlock()
+		if eof {
+			s.t.Fatalf("waiting for %q: terminal closed after %q", text, got)
+		}
+		select {
+		case <-s.more:
+		case <-end:
+			s.t.Fatalf("no %q within %v, but %q", text, d, tail(got))
+		}
+	}
+}
+
+func tail(s string) string { return s[max(0, len(s)-2000):] }
+
+// quiet checks that nothing more comes for a moment.
+func (s *shell) quiet(d time.Duration) {
+	s.t.Helper()
+	time.Sleep(d)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.out) > 0 {
+		s.t.Fatalf("unexpected %q", tail(string(s.out)))
+	}
+}
+
+// run types a line and returns what it printed before the next prompt.
+func (s *shell) run(line string) string {
+	s.t.Helper()
+	s.send(line + "\n")
+	s.expect(line + "\r\n")
+	out := s.expect("$ ")
+	return strings.TrimSuffix(out, "$ ")
+}
