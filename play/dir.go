@@ -53,10 +53,21 @@ func lockBase(ctx context.Context, base string) (unlock func(), err error) {
 }
 
 // claim makes the directory of a play and locks it for the life of the
-// returned file. The kernel releases the lock when its process dies.
+// returned file. The kernel releases the lock when its process dies. Where
+// /run is on a disk, the directory gets a file system in memory: daemons keep
+// journals there at every placement.
 func claim(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return nil, err
+	}
+	if st.Type != unix.TMPFS_MAGIC {
+		if err := unix.Mount("unum", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+			return nil, fmt.Errorf("mount tmpfs on %s: %w", dir, err)
+		}
 	}
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -221,7 +232,7 @@ func leftovers(base string, plays ...string) []string {
 			}
 		}
 		for line := range strings.Lines(string(mounts)) {
-			if strings.Contains(line, dir+"/") {
+			if strings.Contains(line, " "+dir+" ") || strings.Contains(line, dir+"/") {
 				found = append(found, "mount "+strings.TrimSpace(line))
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -185,21 +186,22 @@ func mountRun(c *Config, run string, exe *os.File) error {
 	return nil
 }
 
-// clearDir makes an empty directory of a mount point: what is mounted there
+// clearDir makes an ordinary directory of dir: what is mounted there or below
 // came with Root and is taken off, in this namespace only.
 func clearDir(dir string) error {
-	for {
-		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if errors.Is(err, unix.EINVAL) { // not a mount point
-			return nil
-		}
-		if errors.Is(err, unix.ENOENT) {
-			return os.Mkdir(dir, 0o755)
-		}
-		if err != nil {
-			return fmt.Errorf("unmount %s: %w", dir, err)
+	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return fmt.Errorf("read mountinfo: %w", err)
+	}
+	for _, m := range slices.Backward(infos) {
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmount %s: %w", m.Mountpoint, err)
 		}
 	}
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
 }
 
 func bind(from, to string) error {

@@ -241,12 +241,36 @@ func newWorld(c *Config, group *cgroup.Group, pid1, pidfd int) (_ *World, err er
 		}
 	}()
 	if len(c.Filter) > 0 {
-		if w.listener, err = sys.PidfdGetfd(pidfd, ListenerFD); err != nil {
-			return nil, fmt.Errorf("take listener of pid 1: %w", err)
+		if w.listener, err = takeListener(pidfd); err != nil {
+			return nil, err
 		}
 	}
 	w.pidns, err = os.Open(fmt.Sprintf("/proc/%d/ns/pid", pid1))
 	return w, err
+}
+
+// halfMade is how long a world may be on its way to its stub when the daemon
+// that started it has died.
+const halfMade = 2 * time.Second
+
+// takeListener duplicates pid 1's listener. If pid 1 is not the stub yet, it
+// waits; a pid 1 that never becomes it is killed.
+func takeListener(pidfd int) (*os.File, error) {
+	for deadline := time.Now().Add(halfMade); ; time.Sleep(time.Millisecond) {
+		l, err := sys.PidfdGetfd(pidfd, ListenerFD)
+		switch {
+		case err == nil:
+			return l, nil
+		case errors.Is(err, unix.ESRCH):
+			return nil, fmt.Errorf("pid 1 of the world: %w", unum.ErrNoProcess)
+		case !errors.Is(err, unix.EBADF):
+			return nil, fmt.Errorf("take listener of pid 1: %w", err)
+		case time.Now().After(deadline):
+			sys.PidfdSendSignal(pidfd, unix.SIGKILL, nil)
+			sys.PidfdWait(pidfd)
+			return nil, fmt.Errorf("pid 1 of the world never had a listener: %w", unum.ErrNoProcess)
+		}
+	}
 }
 
 // Pid1HostPid is pid 1 in the daemon's PID namespace.
