@@ -113,13 +113,13 @@ func (d *description) follow(flags uint32) {
 	flags &= sharedFlags
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.known && d.flags != flags {
+	if d.flags != flags {
 		changed := d.flags ^ flags
 		if now, err := unix.FcntlInt(uintptr(d.fd), unix.F_GETFL, 0); err == nil {
 			unix.FcntlInt(uintptr(d.fd), unix.F_SETFL, now&^int(changed)|int(flags&changed))
 		}
 	}
-	d.flags, d.known = flags, true
+	d.flags = flags
 }
 
 // transfer reads or writes a file. A short transfer is returned as such.

@@ -45,7 +45,6 @@ type description struct {
 
 	mu    sync.Mutex
 	flags uint32 // O_APPEND and O_NONBLOCK as the guest had them last
-	known bool
 }
 
 type outcome struct {
@@ -75,6 +74,11 @@ func (h *home) add(key Key, guest unum.NodeID, file *os.File, isStream bool) (*s
 
 func describe(file *os.File, isStream bool) (*description, error) {
 	d := &description{file: file, fd: int(file.Fd())}
+	fl, err := unix.FcntlInt(file.Fd(), unix.F_GETFL, 0)
+	if err != nil {
+		return nil, err
+	}
+	d.flags = uint32(fl) & sharedFlags
 	if isStream {
 		st, err := newStream(file)
 		if err != nil {
