@@ -1,0 +1,186 @@
+package pipe
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/vmihailenco/msgpack/v5"
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/carry"
+	"unum/sys"
+)
+
+// SoleReader says if p is the only process at home that may read from the pipe
+// fd, so that bytes may be carried ahead of its reads. All others that hold the
+// read end must be at rest:
+//
+//   - a deputy, which holds it for a body and reads nothing; but not if this
+//     daemon serves that pipe to that body;
+//   - an ancestor of p that waits for its only child, and so can do nothing
+//     before this branch of the tree ends or stops;
+//   - the parent of p, suspended in vfork, if its own descriptor is
+//     close-on-exec: it has made the pipe for the child and will close it.
+//
+// Anything else, also what cannot be found out, makes it false. That p has the
+// pipe's other end as well makes no difference here.
+func SoleReader(env *carry.Env, p *carry.Proc, fd *carry.FD) (bool, error) {
+	hs, err := holders(env, fd.Stat.Ino)
+	if err != nil {
+		return false, err
+	}
+	if h := holds(os.Getpid(), fd.Stat.Ino); h.read {
+		return false, nil
+	}
+	for _, h := range hs {
+		if h.pid != p.HostPid && h.read && !atRest(env, h, p.HostPid, fd.Stat.Ino, true) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// soleWriter is the same for the write end. A second writer is nothing wrong,
+// but then records must be kept whole.
+func soleWriter(env *carry.Env, p *carry.Proc, fd *carry.FD) (bool, error) {
+	hs, err := holders(env, fd.Stat.Ino)
+	if err != nil {
+		return false, err
+	}
+	if h := holds(os.Getpid(), fd.Stat.Ino); h.write {
+		return false, nil
+	}
+	for _, h := range hs {
+		if h.pid != p.HostPid && h.write && !atRest(env, h, p.HostPid, fd.Stat.Ino, false) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// A shell that has just forked p holds its pipes for some microseconds more,
+// and goes to wait. Looking again is worth it for as long as a stream instead
+// of a splice would cost.
+const (
+	lookAgain = 5
+	lookPause = 300 * time.Microsecond
+)
+
+// atRest says if a holder of one end will not use it while p's body runs, or
+// has closed it meanwhile.
+func atRest(env *carry.Env, h holder, pid int, ino uint64, read bool) bool {
+	if env.Deputy != nil && env.Deputy(h.pid) {
+		return true
+	}
+	for i := 0; ; i++ {
+		inherits := h.inheritsW
+		if read {
+			inherits = h.inherits
+		}
+		switch stanceOf(h.pid, pid) {
+		case waiting:
+			return true
+		case spawning:
+			return !inherits
+		case active:
+			return false
+		}
+		if i == lookAgain {
+			return false
+		}
+		time.Sleep(lookPause)
+		h = holds(h.pid, ino)
+		if read && !h.read || !read && !h.write {
+			return true
+		}
+	}
+}
+
+// Claim implements carry.Kind.
+func (k *kind) Claim(ctx context.Context, p *carry.Proc, fd *carry.FD) (*carry.Desc, error) {
+	if fd.Stat.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return nil, nil
+	}
+	mode := fd.Flags & unix.O_ACCMODE
+	if mode == unix.O_RDONLY && k.dir != 'r' || mode == unix.O_WRONLY && k.dir != 'w' {
+		return nil, nil
+	}
+	switch {
+	case mode == unix.O_RDWR:
+		return nil, stays("a pipe open for reading and writing at once")
+	case !strings.HasPrefix(fd.Link, "pipe:["):
+		return nil, stays("a named FIFO")
+	case fd.Flags&unix.O_DIRECT != 0:
+		return nil, stays("a pipe in packet mode")
+	}
+	dd := desc{Dev: uint64(fd.Stat.Dev), Ino: fd.Stat.Ino}
+	own := holds(p.HostPid, fd.Stat.Ino)
+	if k.dir == 'r' || own.inherits {
+		sole, err := SoleReader(k.c.env, p, fd)
+		switch {
+		case err != nil:
+			return nil, err
+		case sole && own.inherits && own.inheritsW:
+			return nil, stays("a pipe whose two ends the program holds")
+		case !sole && k.dir == 'r':
+			return nil, nil
+		}
+	}
+	f, err := sys.PidfdGetfd(p.PidFD, fd.Nums[0])
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if dd.Size, err = sys.PipeSize(f); err != nil {
+		return nil, err
+	}
+	if k.dir == 'w' {
+		sole, err := soleWriter(k.c.env, p, fd)
+		if err != nil {
+			return nil, err
+		}
+		dd.Records = !sole
+	} else if dd.Prefill, err = k.c.peek(f, dd.Size); err != nil {
+		return nil, err
+	}
+	data, err := msgpack.Marshal(&dd)
+	if err != nil {
+		return nil, err
+	}
+	return &carry.Desc{Data: data}, nil
+}
+
+func stays(what string) error { return fmt.Errorf("%s: %w", what, unum.ErrStaysHome) }
+
+// peek copies what a pipe holds, or its beginning, and leaves it there.
+func (c *Carrier) peek(f *os.File, size int) ([]byte, error) {
+	held, err := sys.PipeUnread(f)
+	if err != nil || held == 0 {
+		return nil, err
+	}
+	t, err := c.pool.get(size)
+	if err != nil {
+		return nil, err
+	}
+	defer c.pool.put(t, c.null)
+	n, err := sys.Tee(f, t.w, size)
+	if err == unix.EAGAIN {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, min(n, maxBytes))
+	for off := 0; off < len(b); {
+		m, err := sys.ReadNow(t.r, b[off:])
+		if err != nil {
+			return nil, err
+		}
+		off += m
+	}
+	return b, nil
+}

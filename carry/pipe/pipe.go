@@ -1,0 +1,234 @@
+// Package pipe carries pipes: the body reads a pipe whose write end is at home
+// (pipe-read), or writes into one whose read end is at home (pipe-write).
+//
+// The body gets a pipe of its own, of the same capacity. What is in the pipe at
+// home is duplicated ahead into the body's, or the other way round, and is
+// consumed only when the reader at the far side has taken it. So the writers
+// feel one pipe's capacity, a body that does not read steals nothing from who
+// comes after it, and whatever was under way when a daemon died is still in a
+// kernel pipe. See source and sink, which are the two ends of a stream, and
+// half for its life.
+//
+// Reading ahead is right only while nobody else reads. SoleReader decides that;
+// where it says no, pipe-read claims nothing and leaves the pipe to a kind that
+// asks home for every read.
+package pipe
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vmihailenco/msgpack/v5"
+
+	"unum"
+	"unum/carry"
+)
+
+// Service is the channel service of carried pipes.
+const Service = "carry.pipe"
+
+// Carrier is a node's share of all carried pipes: the kinds pipe-read and
+// pipe-write.
+type Carrier struct {
+	env     *carry.Env
+	log     *slog.Logger
+	null    *os.File
+	pool    pool
+	watcher *watcher // nil: none to be had
+	witness *witness // nil: none to be had
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu     sync.Mutex
+	halves map[key]*half
+	ended  map[key]time.Time // guest halves that said bye
+	landed signal            // a guest half came or went
+	closed bool
+}
+
+// New registers the service and takes up what a predecessor left running in the
+// background: pipes of bodies that have ended, still used by their children.
+func New(env *carry.Env) (*Carrier, error) {
+	c := &Carrier{env: env, log: env.Log, halves: map[key]*half{}, ended: map[key]time.Time{}}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	var err error
+	if c.null, err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
+		return nil, err
+	}
+	if c.watcher, err = newWatcher(); err != nil {
+		c.log.Warn("no inotify: readers of carried pipes are noticed late", "err", err)
+		c.watcher = nil
+	}
+	if c.witness, err = newWitness(c.ctx, env.Keeper); err != nil {
+		c.log.Warn("no inotify: small writes to carried pipes are not joined", "err", err)
+		c.witness = nil
+	}
+	c.adopt()
+	env.Accept(Service, c.accept)
+	return c, nil
+}
+
+// Read returns the kind pipe-read, Write the kind pipe-write.
+func (c *Carrier) Read() carry.Kind  { return &kind{c, 'r'} }
+func (c *Carrier) Write() carry.Kind { return &kind{c, 'w'} }
+
+// Close stops serving and waits for every goroutine. Nothing is taken from the
+// Keeper or the StateDir: a successor goes on.
+func (c *Carrier) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	hs := make([]*half, 0, len(c.halves))
+	for _, h := range c.halves {
+		hs = append(hs, h)
+	}
+	c.mu.Unlock()
+	c.cancel()
+	for _, h := range hs {
+		h.stop()
+	}
+	c.wg.Wait()
+	c.watcher.close()
+	c.witness.close()
+	c.pool.close()
+	return c.null.Close()
+}
+
+// landWait is how long a channel waits for a half that the node has not landed
+// or resumed yet. After it the half counts as gone.
+const landWait = 30 * time.Second
+
+// accept serves a channel that home opened.
+func (c *Carrier) accept(ctx context.Context, from unum.NodeID, msg []byte, ch unum.Channel) {
+	var hi hello
+	if err := msgpack.Unmarshal(msg, &hi); err != nil {
+		ch.Close()
+		return
+	}
+	if !c.enter() {
+		ch.Close()
+		return
+	}
+	defer c.wg.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(c.ctx, cancel)()
+	h := c.await(ctx, hi.Key)
+	if ctx.Err() != nil {
+		ch.Close()
+		return
+	}
+	if h == nil || h.rec.Pl.Home != from {
+		ch.Send(ctx, []byte{mBye})
+		ch.Close()
+		return
+	}
+	if h.serve(ctx, ch) == errBye {
+		h.end()
+	}
+	h.wg.Done()
+}
+
+// enter counts a goroutine of the carrier; false if it is closed.
+func (c *Carrier) enter() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	c.wg.Add(1)
+	return true
+}
+
+// await returns the guest half of k, with one count of its wait group, or nil
+// if it is over or does not come.
+func (c *Carrier) await(ctx context.Context, k key) (h *half) {
+	ctx, cancel := context.WithTimeout(ctx, landWait)
+	defer cancel()
+	c.landed.wait(ctx, nil, func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if _, gone := c.ended[k]; gone || k.Side != guest {
+			return true
+		}
+		if h = c.halves[k]; h != nil {
+			h.wg.Add(1)
+		}
+		return h != nil
+	})
+	return h
+}
+
+// forget takes h off the books.
+func (c *Carrier) forget(h *half) {
+	c.mu.Lock()
+	delete(c.halves, h.rec.Key)
+	if h.side == guest {
+		now := time.Now()
+		for k, t := range c.ended {
+			if now.Sub(t) > 2*landWait {
+				delete(c.ended, k)
+			}
+		}
+		c.ended[h.rec.Key] = now
+	}
+	closed := c.closed
+	if !closed {
+		c.wg.Add(1)
+	}
+	c.mu.Unlock()
+	c.landed.broadcast()
+	if closed {
+		return // stop does the rest
+	}
+	go func() {
+		defer c.wg.Done()
+		h.wg.Wait()
+		h.page.remove()
+	}()
+}
+
+// adopt resumes halves whose placement is over. The node resumes the others.
+func (c *Carrier) adopt() {
+	names, err := os.ReadDir(c.env.StateDir)
+	if err != nil {
+		return
+	}
+	for _, e := range names {
+		if !strings.HasPrefix(e.Name(), "pipe-") {
+			continue
+		}
+		if err := c.adoptOne(c.env.StateDir + "/" + e.Name()); err != nil {
+			c.log.Warn("a carried pipe cannot be taken up", "path", e.Name(), "err", err)
+		}
+	}
+}
+
+func (c *Carrier) adoptOne(path string) error {
+	p, b, err := openPage(path)
+	if err != nil {
+		return err
+	}
+	var rec record
+	if err := msgpack.Unmarshal(b, &rec); err != nil || !p.has(fAdrift) {
+		p.close()
+		return err
+	}
+	h := c.newHalf(rec, p)
+	var f *os.File
+	if !p.has(fReleased) && rec.Key.Side == home {
+		if f, err = c.env.Keeper.Take(h.pipeName()); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return h.resume(f)
+}

@@ -1,0 +1,394 @@
+package pipe
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"unum/sys"
+)
+
+// source is the half whose pipe is read: the user's at home for pipe-read, the
+// body's at the guest for pipe-write. It never takes what the sink has not
+// reported as taken: bytes are duplicated out of the pipe (tee) and sent, and
+// consumed when the sink says so. What is on its way is thus always still in
+// the pipe, and a broken link or a dead daemon costs no more than sending it
+// again. The writers of the pipe feel its own capacity and nothing else.
+//
+//	consumed ≤ acked ≤ sent ≤ consumed + what the pipe holds
+//
+// Consuming n bytes has four steps: splice them into the kept scratch pipe;
+// store (consumed+n, moving); empty the scratch; store (consumed+n, idle). So a
+// successor knows exactly: in phase idle, what the scratch holds was consumed
+// and not yet counted; in phase moving it was counted.
+//
+// Lock order: feedMu, mu.
+type source struct {
+	h      *half
+	packet bool // the pipe holds records
+
+	feedMu sync.Mutex // held while a message is made and sent, so that they are in order
+
+	mu       sync.Mutex
+	in       *os.File // our description of the pipe; nil when released
+	kept     *scratch // nil until needed
+	link     *link
+	ready    bool   // we know what the sink has
+	fresh    bool   // no link yet, in no incarnation: the sink has what was prefilled
+	hold     bool   // before Commit: consume nothing
+	wanted   uint64 // free of the sink, while hold
+	confirm  uint64 // the confirm asked for with it
+	consumed uint64
+	acked    uint64 // wrote of the sink
+	sent     uint64
+	endSent  bool   // on this link
+	needed   uint64 // a Flush waits for acked to reach this
+	syncSent bool
+	changed  signal
+}
+
+// resume brings the counts in order; see source. The caller owns s alone.
+func (s *source) resume() error {
+	n, phase := s.h.page.count()
+	k, err := takeScratch(s.h.c.env.Keeper, s.h.scratchName())
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return err
+	default:
+		s.kept = k
+		left := k.left()
+		if phase == idle {
+			n += uint64(left)
+		}
+		s.h.page.setCount(n, moving)
+		if err := k.drop(s.h.c.null, left); err != nil {
+			return err
+		}
+	}
+	s.h.page.setCount(n, idle)
+	s.consumed, s.acked, s.sent = n, n, n
+	return nil
+}
+
+// pump feeds whenever something was written to the pipe. Its goroutine ends
+// when in is closed.
+//
+// An edge comes with every write, also when the pipe was not empty: the kernel
+// promises that to epoll (poll_usage in fs/pipe.c, 5.14 and stable trees).
+func (s *source) pump(in *os.File) {
+	rc, err := in.SyscallConn()
+	if err != nil {
+		return
+	}
+	for {
+		err := rc.Read(func(uintptr) bool {
+			s.feed()
+			return false
+		})
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
+		in.SetReadDeadline(time.Time{})
+	}
+}
+
+// feed sends all that can be sent.
+func (s *source) feed() {
+	s.feedMu.Lock()
+	defer s.feedMu.Unlock()
+	for {
+		msg, l, err := s.next()
+		if err != nil {
+			s.h.fail(err)
+			return
+		}
+		if msg == nil {
+			return
+		}
+		if l.send(msg) != nil {
+			s.detached(l)
+			return
+		}
+	}
+}
+
+// next makes the next message, nil if there is nothing to say now.
+func (s *source) next() ([]byte, *link, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.link == nil || !s.ready || s.in == nil {
+		return nil, nil, nil
+	}
+	for {
+		held, err := sys.PipeUnread(s.in)
+		if err != nil {
+			return nil, nil, err
+		}
+		if s.consumed+uint64(held) > s.sent {
+			msg, err := s.copyOut(held)
+			return msg, s.link, err
+		}
+		if s.needed > s.acked && s.sent >= s.needed && !s.syncSent {
+			s.syncSent = true
+			return binary.LittleEndian.AppendUint64(head(mSync, 0), s.needed), s.link, nil
+		}
+		if s.endSent {
+			return nil, nil, nil
+		}
+		ev, err := sys.Poll(s.in, unix.POLLIN)
+		if err != nil || ev&unix.POLLHUP == 0 {
+			return nil, nil, err
+		}
+		// The last writer is gone, so what the pipe holds now is all.
+		if now, err := sys.PipeUnread(s.in); err != nil || now != held {
+			if err != nil {
+				return nil, nil, err
+			}
+			continue
+		}
+		s.endSent = true
+		return head(mEnd, s.sent), s.link, nil
+	}
+}
+
+// copyOut makes a message of what was not sent yet and leaves it in the pipe.
+func (s *source) copyOut(held int) ([]byte, error) {
+	size, err := sys.PipeSize(s.in)
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.h.c.pool.get(size)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { s.h.c.pool.put(t, s.h.c.null) }()
+	n, err := sys.Tee(s.in, t.w, size)
+	if err != nil {
+		return nil, fmt.Errorf("tee: %w", err)
+	}
+	skip := int(s.sent - s.consumed)
+	if n <= skip {
+		return nil, fmt.Errorf("the pipe holds %d bytes, of which %d were teed and %d are known", held, n, skip)
+	}
+	if s.packet {
+		return s.copyRecords(t, n, skip)
+	}
+	if err := t.drop(s.h.c.null, skip); err != nil {
+		return nil, err
+	}
+	msg := make([]byte, headLen+min(n-skip, maxBytes))
+	copy(msg, head(mData, s.sent))
+	for off := headLen; off < len(msg); {
+		m, err := sys.ReadNow(t.r, msg[off:])
+		if err != nil {
+			return nil, err
+		}
+		off += m
+	}
+	s.sent += uint64(len(msg) - headLen)
+	return msg, nil
+}
+
+// copyRecords is copyOut for a pipe of packets, each of which a read returns
+// by itself.
+func (s *source) copyRecords(t *scratch, teed, skip int) ([]byte, error) {
+	msg := head(mRecords, s.sent)
+	var buf [atomicWrite]byte
+	for teed > 0 && len(msg) < maxBytes-atomicWrite-2 {
+		n, err := sys.ReadNow(t.r, buf[:])
+		if err != nil {
+			return nil, err
+		}
+		teed -= n
+		if skip > 0 {
+			skip -= n
+			continue
+		}
+		msg = appendRecord(msg, buf[:n])
+		s.sent += uint64(n)
+	}
+	if skip < 0 || len(msg) == headLen {
+		return nil, fmt.Errorf("records do not begin where the sink says")
+	}
+	return msg, nil
+}
+
+// consume lets go of everything below to.
+func (s *source) consume(to uint64) error {
+	for s.consumed < to {
+		if s.kept == nil {
+			k, err := keptScratch(s.h.ctx, s.h.c.env.Keeper, s.h.scratchName(), s.h.rec.Size)
+			if err != nil {
+				return err
+			}
+			s.kept = k
+		}
+		n, err := sys.Splice(s.in, s.kept.w, int(to-s.consumed))
+		if err != nil || n == 0 {
+			return fmt.Errorf("consume %d bytes which the pipe should hold: %w", to-s.consumed, err)
+		}
+		s.consumed += uint64(n)
+		s.h.page.setCount(s.consumed, moving)
+		if err := s.kept.drop(s.h.c.null, n); err != nil {
+			return err
+		}
+		s.h.page.setCount(s.consumed, idle)
+	}
+	return nil
+}
+
+func (s *source) attached(l *link) {
+	s.mu.Lock()
+	if s.in == nil {
+		s.mu.Unlock()
+		return
+	}
+	s.link, s.endSent, s.syncSent = l, false, false
+	s.ready, s.fresh = s.fresh, false
+	s.mu.Unlock()
+	s.feed()
+}
+
+func (s *source) detached(l *link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.link == l {
+		s.link, s.ready = nil, false
+	}
+}
+
+func (s *source) message(l *link, msg []byte) error {
+	a, err := decodeAck(msg)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.in == nil || s.link != l {
+		s.mu.Unlock()
+		return nil
+	}
+	held, err := sys.PipeUnread(s.in)
+	if err == nil && a.wrote > s.consumed+uint64(held) {
+		err = fmt.Errorf("the sink has %d bytes of %d: %w", a.wrote, s.consumed+uint64(held), errBadMessage)
+	}
+	if err != nil {
+		s.mu.Unlock()
+		return err
+	}
+	wasReady := s.ready
+	if !s.ready {
+		s.ready, s.sent = true, max(a.wrote, s.consumed)
+	}
+	s.acked = max(s.acked, a.wrote)
+	s.wanted = max(s.wanted, a.free)
+	s.confirm = max(s.confirm, a.confirm)
+	s.changed.broadcast()
+	s.mu.Unlock()
+	if a.gone && s.h.side == home {
+		return s.finish()
+	}
+	if err := s.settle(); err != nil {
+		return err
+	}
+	if !wasReady {
+		s.kick()
+	}
+	return nil
+}
+
+// settle consumes what the sink wants consumed, and confirms it.
+func (s *source) settle() error {
+	s.mu.Lock()
+	if s.in == nil || s.hold {
+		s.mu.Unlock()
+		return nil
+	}
+	err := s.consume(s.wanted)
+	id, l := s.confirm, s.link
+	s.confirm = 0
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if id != 0 && l != nil {
+		l.send(head(mConfirm, id))
+	}
+	return nil
+}
+
+// finish is the end at home: the body and its children have let go.
+func (s *source) finish() error {
+	s.mu.Lock()
+	var err error
+	if s.in != nil && !s.hold {
+		err = s.consume(s.wanted)
+	}
+	s.mu.Unlock()
+	s.h.release()
+	return err
+}
+
+// kick makes the pump look again.
+func (s *source) kick() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.in != nil {
+		s.in.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+func (s *source) commit() {
+	s.mu.Lock()
+	s.hold = false
+	s.mu.Unlock()
+	if err := s.settle(); err != nil {
+		s.h.fail(err)
+	}
+}
+
+// flush waits until the sink has written all that the pipe holds now, and, if
+// no writer is left, until home is done with it.
+func (s *source) flush(ctx context.Context, final bool) error {
+	s.mu.Lock()
+	if s.in == nil {
+		s.mu.Unlock()
+		return nil
+	}
+	// In this order: the end is final only for what came before it.
+	ev, err := sys.Poll(s.in, unix.POLLIN)
+	held, err2 := sys.PipeUnread(s.in)
+	if err = errors.Join(err, err2); err != nil {
+		s.mu.Unlock()
+		return err
+	}
+	ended := final && ev&unix.POLLHUP != 0
+	s.needed, s.syncSent = max(s.needed, s.consumed+uint64(held)), false
+	target := s.needed
+	s.mu.Unlock()
+	s.kick()
+	return s.changed.wait(ctx, s.h.released, func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.acked >= target && !ended
+	})
+}
+
+// release closes the pipe's end. It waits for the pump, so it is called from
+// neither the pump nor under mu.
+func (s *source) release() {
+	s.mu.Lock()
+	in, kept := s.in, s.kept
+	s.in, s.kept = nil, nil
+	s.mu.Unlock()
+	if in != nil {
+		in.Close()
+	}
+	kept.close()
+}
