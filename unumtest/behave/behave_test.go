@@ -1,0 +1,343 @@
+package behave
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"sort"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"unum/unumtest"
+)
+
+// driveEnv makes the test binary a driver: it holds the base directory.
+const driveEnv = "UNUM_BEHAVE_BASE"
+
+var (
+	cases  []*Case
+	runner *Runner
+	inPlay *cluster
+)
+
+func TestMain(m *testing.M) {
+	CloseInherited()
+	var err error
+	if cases, err = Load(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if base := os.Getenv(driveEnv); base != "" {
+		if err := Drive(&Runner{Base: base}, cases, os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, "driver:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	if os.Getuid() != 0 {
+		fmt.Fprintln(os.Stderr, "SKIP: the behaviour suite needs root")
+		return 0
+	}
+	base, err := os.MkdirTemp("/tmp", "unum-behave-")
+	if err == nil {
+		defer os.RemoveAll(base)
+		if err = os.Chmod(base, 0o755); err == nil {
+			err = Prepare(base)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	runner = &Runner{Base: base}
+	inPlay = &cluster{base: base}
+	defer inPlay.stop()
+	return m.Run()
+}
+
+// modes is what to run beside the control.
+func modes() []Mode {
+	if s := os.Getenv("UNUM_BEHAVE_MODES"); s != "" {
+		var ms []Mode
+		for _, w := range strings.Split(s, ",") {
+			if w != string(Native) {
+				ms = append(ms, Mode(w))
+			}
+		}
+		return ms
+	}
+	return []Mode{Home, Placed, Nested}
+}
+
+func TestBehaviour(t *testing.T) {
+	only, err := regexp.Compile(os.Getenv("UNUM_BEHAVE_ONLY"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	excuses, err := known()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := &summary{}
+	t.Cleanup(func() { sum.report(t, excuses) })
+	for _, c := range cases {
+		if !only.MatchString(c.Name) {
+			continue
+		}
+		t.Run(strings.ReplaceAll(c.Name, "/", "."), func(t *testing.T) {
+			t.Parallel()
+			for _, p := range c.Needs {
+				if _, err := exec.LookPath(p); err != nil && !exists(runner.Base+"/bin/"+p) {
+					t.Skipf("the case needs %s, which is not installed", p)
+				}
+			}
+			var control *Result
+			t.Run(string(Native), func(t *testing.T) {
+				control = runner.Run(t.Context(), c, Native)
+				left := leftovers(c)
+				if os.Getenv("UNUM_BEHAVE_REWRITE") != "" && c.Stdout != nil {
+					if err := rewrite(c, string(control.Stdout)); err != nil {
+						t.Fatal(err)
+					}
+					return
+				}
+				if d := Diff(c, c.Expect(control), control) + left; d != "" {
+					sum.add(c, Native, d)
+					t.Fatalf("%s: the control itself is not what the case says:\n%s%s", c.Where, d, notes(control))
+				}
+			})
+			if t.Failed() {
+				return
+			}
+			for _, m := range modes() {
+				if c.Not[m] != "" {
+					continue
+				}
+				t.Run(string(m), func(t *testing.T) {
+					got, at, err := inPlay.run(t.Context(), c, m)
+					var d string
+					if err != nil {
+						d = err.Error() + "\n"
+					} else {
+						d = Diff(c, control, got) + leftovers(c)
+						if d == "" && m != Home && c.Stays == "" {
+							d = inPlay.wasPlaced(c, at, got)
+						}
+					}
+					if d == "" {
+						if why := excuses[c.Name+" "+string(m)]; why != "" {
+							t.Errorf("passes now: take it off the list of known failures (%s)", why)
+						}
+						return
+					}
+					sum.add(c, m, d)
+					if why := excuses[c.Name+" "+string(m)]; why != "" {
+						t.Logf("KNOWN FAILING (%s):\n%s", why, d)
+						return
+					}
+					t.Errorf("%s differs from the control:\n%s%s", c.Where, d, notes(got))
+				})
+			}
+		})
+	}
+}
+
+func exists(p string) bool { _, err := os.Stat(p); return err == nil }
+
+func notes(r *Result) string {
+	if r == nil || len(r.Stderr) == 0 {
+		return ""
+	}
+	return "it wrote to standard error:\n" + indent(head(string(r.Stderr), 2000)) + "\n"
+}
+
+// leftovers waits a little for the processes of a case to go, kills the rest
+// and says what they were. It sees every node of a play, from outside.
+func leftovers(c *Case) string {
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if len(runner.Processes(c)) == 0 {
+			return ""
+		}
+	}
+	s := runner.state(c)
+	runner.Kill(c)
+	if s == "" {
+		return ""
+	}
+	return "processes left behind:\n" + s
+}
+
+// summary gathers what failed, so that one list stands at the end.
+type summary struct {
+	mu   sync.Mutex
+	fail map[string][]string // case -> modes
+	why  map[string]string
+}
+
+func (s *summary) add(c *Case, m Mode, d string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail == nil {
+		s.fail, s.why = map[string][]string{}, map[string]string{}
+	}
+	s.fail[c.Name] = append(s.fail[c.Name], string(m))
+	if s.why[c.Name] == "" {
+		s.why[c.Name] = d
+	}
+}
+
+func (s *summary) report(t *testing.T, excuses map[string]string) {
+	if len(s.fail) == 0 {
+		return
+	}
+	var names []string
+	for n := range s.fail {
+		names = append(names, n)
+	}
+	sort.Strings(names)
+	var b strings.Builder
+	for _, n := range names {
+		slices.Sort(s.fail[n])
+		fmt.Fprintf(&b, "%-45s %s", n, strings.Join(s.fail[n], " "))
+		for _, m := range s.fail[n] {
+			if w := excuses[n+" "+m]; w != "" {
+				fmt.Fprintf(&b, "  (known: %s)", w)
+				break
+			}
+		}
+		b.WriteByte('\n')
+	}
+	t.Errorf("%d cases differ:\n%s", len(names), b.String())
+	if f := os.Getenv("UNUM_BEHAVE_REPORT"); f != "" {
+		for _, n := range names {
+			fmt.Fprintf(&b, "\n## %s (%s)\n%s", n, strings.Join(s.fail[n], " "), s.why[n])
+		}
+		os.WriteFile(f, []byte(b.String()), 0o644)
+	}
+}
+
+// cluster is the play that all cases share; started when the first needs it,
+// started again when it broke.
+type cluster struct {
+	base string
+
+	mu     sync.Mutex
+	play   *unumtest.Play
+	client *Client
+	ledger *unumtest.Ledger
+	starts int
+	err    error
+}
+
+const maxStarts = 4
+
+func (cl *cluster) get() (*Client, *unumtest.Play, error) {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	if cl.client != nil {
+		select {
+		case <-cl.client.Gone:
+			cl.closeLocked()
+		default:
+			return cl.client, cl.play, nil
+		}
+	}
+	if cl.err != nil {
+		return nil, nil, cl.err
+	}
+	if cl.starts++; cl.starts > maxStarts {
+		cl.err = fmt.Errorf("the play broke %d times; no further one is started", maxStarts)
+		return nil, nil, cl.err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := unumtest.Start(unumtest.Options{Nodes: 3, Env: []string{driveEnv + "=" + cl.base, "UNUM_NODE=here"}, Command: []string{self}})
+	if err != nil {
+		cl.err = fmt.Errorf("start a play: %w", err)
+		return nil, nil, cl.err
+	}
+	c := NewClient(p.Stdin, p.Stdout)
+	select {
+	case <-c.Ready:
+	case <-c.Gone:
+		err = fmt.Errorf("the driver ended at once: %s", p.Stderr())
+	case <-time.After(20 * time.Second):
+		err = fmt.Errorf("the driver is not ready after 20 s: %s", p.Stderr())
+	}
+	if err != nil {
+		p.Kill()
+		cl.err = err
+		return nil, nil, err
+	}
+	cl.play, cl.client = p, c
+	cl.ledger, _ = p.Ledger()
+	return c, p, nil
+}
+
+// run runs a case in the play. at is the play it ran in.
+func (cl *cluster) run(ctx context.Context, c *Case, m Mode) (*Result, *unumtest.Play, error) {
+	client, p, err := cl.get()
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout+15*time.Second)
+	defer cancel()
+	r, err := client.Run(ctx, c, m)
+	if err != nil {
+		err = fmt.Errorf("%w\nprocesses of the case:\n%s%s", err, runner.state(c), p.Dump())
+		runner.Kill(c)
+		return nil, p, err
+	}
+	if r.Hang != "" {
+		r.Hang += p.Dump()
+	}
+	return r, p, nil
+}
+
+// wasPlaced says, if nothing of the case ran on another node than its parent,
+// that it should have.
+func (cl *cluster) wasPlaced(c *Case, p *unumtest.Play, r *Result) string {
+	cl.mu.Lock()
+	l := cl.ledger
+	cl.mu.Unlock()
+	if l == nil || p == nil {
+		return ""
+	}
+	n, err := l.Placed(r.Pid)
+	if err != nil {
+		return "the ledger of execs cannot be read: " + err.Error() + "\n"
+	}
+	if n == 0 {
+		return "nothing was placed\n"
+	}
+	return ""
+}
+
+func (cl *cluster) closeLocked() {
+	if cl.client != nil {
+		cl.client.Close()
+	}
+	if cl.play != nil {
+		if err := cl.play.Stop(); err != nil {
+			fmt.Fprintln(os.Stderr, "stop the play:", err)
+		}
+	}
+	cl.client, cl.play, cl.ledger = nil, nil, nil
+}
+
+func (cl *cluster) stop() {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	cl.closeLocked()
+}
