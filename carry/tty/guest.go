@@ -208,6 +208,7 @@ type Line struct {
 	size     Size
 	raw      bool     // the modes are not canonical, and a body made them so
 	fg       unum.Pid // what home says
+	unsure   bool     // something was told that home has not confirmed
 	sent     int64    // output, and what home has written of it
 	written  int64
 	offered  bool

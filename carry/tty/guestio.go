@@ -199,29 +199,32 @@ func (l *Line) control(fn func(fd int)) {
 }
 
 // signal is a key pressed at home. Like the line discipline it drops the output
-// that is still queued, unless NOFLSH is set.
+// that is still queued, unless NOFLSH is set; but before the signal, so that
+// what a handler writes is not lost.
 func (l *Line) signal(sig unix.Signal) {
 	l.control(func(fd int) {
-		l.mu.Lock()
-		drop := l.modes.L&unix.NOFLSH == 0
-		l.mu.Unlock()
+		if l.modesNow().L&unix.NOFLSH == 0 {
+			l.drop(fd)
+		}
 		if err := sys.TtySignal(fd, sig); err != nil {
 			l.k.log.Warn("cannot signal a terminal", "sig", sig, "err", err)
 		}
-		if drop {
-			buf := make([]byte, 4096)
-			for left := pipeline; left > 0; {
-				n, err := unix.Read(fd, buf)
-				if err != nil || n <= 0 {
-					break
-				}
-				if buf[0] != 0 {
-					l.status(fd, buf[0])
-				}
-				left -= n
-			}
-		}
 	})
+}
+
+// Preconditions: io is held.
+func (l *Line) drop(fd int) {
+	buf := make([]byte, 4096)
+	for left := pipeline; left > 0; {
+		n, err := unix.Read(fd, buf)
+		if err != nil || n <= 0 {
+			return
+		}
+		if buf[0] != 0 {
+			l.status(fd, buf[0])
+		}
+		left -= n
+	}
 }
 
 // input gives home's input to the pty.
@@ -430,6 +433,7 @@ func (l *Line) settle() {
 	l.mu.Lock()
 	l.modes = m
 	l.raw = !m.canonical()
+	l.unsure = true
 	l.mu.Unlock()
 	l.link.send(l.ctx, message{Op: opModes, Modes: &m})
 	l.wish()
@@ -461,15 +465,20 @@ func (l *Line) flush(ctx context.Context, e *End) error {
 	if mine && !same {
 		l.raw = false
 	}
-	quiet := l.want == 0 && l.unread() == 0
+	quiet := !mine || l.want == 0 && l.unread() == 0
+	unsure := l.unsure
+	l.unsure = false
+	if !quiet {
+		l.want = -1
+	}
 	l.mu.Unlock()
-	if !mine || quiet {
+	if quiet {
+		if unsure {
+			return l.ask(ctx, message{Op: opFlush, Eof: true})
+		}
 		return nil
 	}
 	// No wish is open and all input is here once home has answered.
-	l.mu.Lock()
-	l.want = -1
-	l.mu.Unlock()
 	err := l.ask(ctx, message{Op: opFlush})
 	if err == nil {
 		if b, eof := l.takeBack(); len(b) > 0 || eof {
@@ -554,6 +563,9 @@ func (l *Line) checkSize() {
 	l.size = s
 	l.mu.Unlock()
 	if changed {
+		l.mu.Lock()
+		l.unsure = true
+		l.mu.Unlock()
 		l.link.send(l.ctx, message{Op: opSize, Size: &s})
 	}
 }

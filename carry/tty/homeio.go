@@ -96,7 +96,9 @@ func (h *home) do(m message, tty *os.File, rc syscall.RawConn) {
 		h.mu.Unlock()
 	case opFlush, opUnread:
 		h.take.Lock()
-		if m.Op == opFlush {
+		if m.Op == opFlush && m.Eof {
+			// Only a question whether all was done.
+		} else if m.Op == opFlush {
 			h.mu.Lock()
 			h.want = 0
 			h.mu.Unlock()

@@ -487,6 +487,15 @@ func (r *rig) shell(argv ...string) *shell {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	// Start leaves it blocking, so that Close would wait for the reader below.
+	fd, err := unix.Dup(int(f.Fd()))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	unix.CloseOnExec(fd)
+	_ = unix.SetNonblock(fd, true)
+	f.Close()
+	f = os.NewFile(uintptr(fd), "ptmx")
 	s := &shell{t: r.t, r: r, cmd: cmd, tty: f, more: make(chan struct{}, 1)}
 	go func() {
 		b := make([]byte, 32<<10)
