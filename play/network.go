@@ -6,6 +6,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // network is the nodes' network: a namespace with nothing but a bridge in it,
@@ -39,7 +40,7 @@ func newNetwork(nodes int) (_ *network, err error) {
 	if n.hub, err = netns.New(); err != nil {
 		return nil, fmt.Errorf("new network namespace: %w", err)
 	}
-	hub, err := netlink.NewHandleAt(n.hub)
+	hub, err := routeHandle(n.hub)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +80,7 @@ func connect(hub *netlink.Handle, bridge netlink.Link, ns netns.NsHandle, i int)
 	if err := linkUp(hub, port(i)); err != nil {
 		return err
 	}
-	node, err := netlink.NewHandleAt(ns)
+	node, err := routeHandle(ns)
 	if err != nil {
 		return err
 	}
@@ -103,6 +104,16 @@ func connect(hub *netlink.Handle, bridge netlink.Link, ns netns.NsHandle, i int)
 	return nil
 }
 
+// routeHandle asks for one protocol only: others may be modules that are not
+// loaded.
+func routeHandle(ns netns.NsHandle) (*netlink.Handle, error) {
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("netlink: %w", err)
+	}
+	return h, nil
+}
+
 func linkUp(h *netlink.Handle, name string) error {
 	l, err := h.LinkByName(name)
 	if err != nil {
@@ -116,7 +127,7 @@ func linkUp(h *netlink.Handle, name string) error {
 
 // setLink takes a node off the network, or puts it back.
 func (n *network) setLink(i int, up bool) error {
-	hub, err := netlink.NewHandleAt(n.hub)
+	hub, err := routeHandle(n.hub)
 	if err != nil {
 		return err
 	}

@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, fakeDaemon(os.Args[3]))
 			os.Exit(1)
 		case "fs":
-			select {}
+			unix.Pause()
 		case "play-and-wait":
 			playAndWait(os.Args[2], os.Args[3])
 		}
@@ -100,7 +100,7 @@ func playAndWait(base, name string) {
 		os.Exit(1)
 	}
 	fmt.Println("ready")
-	select {}
+	unix.Pause()
 }
 
 func testConfig(t *testing.T) Config {

@@ -6,6 +6,7 @@
 package supervise
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,7 +45,6 @@ type supervisor struct {
 	log      *slog.Logger
 	services []*service
 	lease    time.Duration
-	began    time.Duration // boot time
 
 	killing chan error // a world's end is on its way; nil otherwise
 }
@@ -57,7 +59,7 @@ func run(configPath string, lease time.Duration, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	s := &supervisor{c: c, group: cgroup.Open(c.CgroupPath), lease: lease, log: log.With("node", c.Node), began: bootTime()}
+	s := &supervisor{c: c, group: cgroup.Open(c.CgroupPath), lease: lease, log: log.With("node", c.Node)}
 	if err := s.group.Enrol(0); err != nil {
 		return err
 	}
@@ -178,18 +180,42 @@ func describe(ws unix.WaitStatus) string {
 // goroutine of its own: the end of a PID namespace waits for this process to
 // reap.
 func (s *supervisor) checkLease() {
-	at, _ := lastBeat(s.c.StateDir())
-	since := bootTime() - max(at, s.began)
-	if since < s.lease || s.killing != nil {
+	if s.killing != nil {
 		return
 	}
-	if _, err := world.Find(s.group); err != nil {
+	at, _ := lastBeat(s.c.StateDir())
+	if bootTime()-at < s.lease {
+		return
+	}
+	pid1, err := world.Find(s.group)
+	if err != nil {
+		return
+	}
+	// A world that is younger than the last beat has a daemon that is about to
+	// register.
+	since := bootTime() - max(at, startTime(pid1))
+	if since < s.lease {
 		return
 	}
 	s.log.Error("no registered daemon, killing the world", "for", since.Round(time.Millisecond))
 	done := make(chan error, 1)
 	s.killing = done
 	go func() { done <- world.KillIn(context.Background(), s.group) }()
+}
+
+// startTime is when a process was born, as CLOCK_BOOTTIME, to 10 ms; 0 if it
+// is gone (starttime of proc(5), in USER_HZ, which is 100 on all Linux has).
+func startTime(pid int) time.Duration {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])) // from field 3
+	if len(f) < 20 {
+		return 0
+	}
+	ticks, _ := strconv.ParseInt(f[19], 10, 64)
+	return time.Duration(ticks) * time.Second / 100
 }
 
 // end stops the services, and what else is left of the node if the end of this
