@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -271,9 +272,29 @@ func TestPlay(t *testing.T) {
 		}
 	})
 	t.Run("cap", func(t *testing.T) {
-		groups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.nodes[0].Pid))
-		if k := strings.Count(string(groups), ":/"+p.nodes[0].Cgroup+"\n"); k < 1 {
-			t.Errorf("n1 is in the cgroups\n%s", groups)
+		pids, err := cgroup.Open(p.nodes[0].Cgroup).Procs()
+		if err != nil || len(pids) < 4 { // init, daemon, fs, the world's pid 1
+			t.Fatalf("processes of n1: %v, %v", pids, err)
+		}
+		for _, pid := range pids {
+			groups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+			for line := range strings.Lines(string(groups)) {
+				f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+				if capped := f[1] == "" || slices.Contains(strings.Split(f[1], ","), "cpu"); capped && !strings.HasPrefix(f[2], "/"+p.nodes[0].Cgroup) {
+					t.Errorf("process %d of n1 is in %s", pid, line)
+				}
+			}
+		}
+	})
+	t.Run("play in play", func(t *testing.T) {
+		pids, _ := cgroup.Open(p.nodes[1].Cgroup + "/world").Procs()
+		exe, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command("nsenter", "-a", "-t", fmt.Sprint(pids[0]), exe, "play-and-wait", c.base, "inner").CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "inside the world of node n2") || strings.Count(string(out), "\n") != 1 {
+			t.Errorf("%v: %s", err, out)
 		}
 	})
 	t.Run("same name", func(t *testing.T) {
