@@ -50,7 +50,7 @@ type Endpoint struct {
 	acceptors map[string]unum.Acceptor
 	routes    map[string]func(net.Conn)
 	remotes   map[unum.NodeID]*remote
-	watchers  []func(unum.NodeID, unum.Incarnation, bool)
+	watchers  []func(unum.NodeID, unum.Incarnation, bool, bool)
 	socks     map[net.Conn]struct{} // accepted or dialed, to be closed by Close
 	listeners map[net.Listener]struct{}
 }
@@ -87,7 +87,7 @@ func New(cfg Config) (*Endpoint, error) {
 		cfg.Lookup = func(unum.NodeID) (string, bool) { return "", false }
 	}
 	if cfg.Dial == nil {
-		cfg.Dial = (&net.Dialer{KeepAlive: -1}).DialContext
+		cfg.Dial = (&net.Dialer{KeepAlive: -1, Timeout: dialMax}).DialContext
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -138,17 +138,30 @@ func (e *Endpoint) Accept(service string, a unum.Acceptor) {
 // soon as it is gone. Events of one peer come one after the other; f must be
 // quick.
 func (e *Endpoint) OnPeer(f func(id unum.NodeID, inc unum.Incarnation, connected bool)) {
+	e.OnLink(func(id unum.NodeID, inc unum.Incarnation, connected, _ bool) {
+		if inc != 0 {
+			f(id, inc, connected)
+		}
+	})
+}
+
+// OnLink is OnPeer for failure detection. It is also told of attempts that
+// failed, with inc 0. answered says that the event is a sign of life of the
+// peer's host: it refused, reset or ended the connection, rather than being
+// silent.
+func (e *Endpoint) OnLink(f func(id unum.NodeID, inc unum.Incarnation, connected, answered bool)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.watchers = append(e.watchers, f)
 }
 
-func (e *Endpoint) peerChanged(id unum.NodeID, inc unum.Incarnation, connected bool) {
+func (e *Endpoint) peerChanged(id unum.NodeID, inc unum.Incarnation, connected bool, err error) {
+	answered := connected || hostAnswered(err)
 	e.mu.RLock()
 	w := e.watchers
 	e.mu.RUnlock()
 	for _, f := range w {
-		f(id, inc, connected)
+		f(id, inc, connected, answered)
 	}
 }
 

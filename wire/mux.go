@@ -16,6 +16,10 @@ import (
 // handshakeMax bounds TLS handshake and hello.
 const handshakeMax = 5 * time.Second
 
+// dialMax bounds one attempt to reach a port: a node that comes back is not
+// missed for longer.
+const dialMax = time.Second
+
 // Route hands every connection whose ClientHello offers this ALPN first to f,
 // with nothing read from it; "" are those that offer none. f owns the
 // connection and runs in a goroutine that Close waits for.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -241,6 +242,7 @@ func (r *remote) keep() {
 		c, h, err := r.ep.connect(r.ep.ctx, r.id, false)
 		if err != nil {
 			r.dialFailed(err)
+			r.ep.peerChanged(r.id, 0, false, err)
 			pause = min(max(2*pause, 2*time.Millisecond), redialMax)
 			if !r.rest(pause) {
 				return
@@ -252,10 +254,10 @@ func (r *remote) keep() {
 		}
 		began := time.Now()
 		c.flushed()
-		r.ep.peerChanged(r.id, h.Incarnation, true)
+		r.ep.peerChanged(r.id, h.Incarnation, true, nil)
 		<-c.dead
 		r.uninstall(c)
-		r.ep.peerChanged(r.id, h.Incarnation, false)
+		r.ep.peerChanged(r.id, h.Incarnation, false, c.cause())
 		<-c.done
 		// At once, unless the peer accepts only to hang up.
 		if pause = 0; time.Since(began) < redialMax {
@@ -300,11 +302,15 @@ func (r *remote) dialFailed(err error) {
 		return
 	}
 	r.want = false
+	level := slog.LevelWarn
+	if r.refused != nil {
+		level = slog.LevelDebug // said before
+	}
 	r.refused, r.refusedAt = err, time.Now()
 	failed := r.failPending(err)
 	r.mu.Unlock()
 	complete(failed)
-	r.ep.log.Warn("peer refused", "node", r.id, "err", err)
+	r.ep.log.Log(r.ep.ctx, level, "no connection to peer", "node", r.id, "err", err)
 }
 
 // failPending takes all pending calls; complete must follow, without mu.

@@ -1,0 +1,352 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vmihailenco/msgpack/v5"
+
+	"unum"
+	"unum/cluster/detect"
+)
+
+// beatMethod is the one-way message that heartbeats are.
+const beatMethod = "cluster.beat"
+
+// Link is what heartbeats need of the node's connections; *wire.Endpoint has
+// it.
+type Link interface {
+	Tell(id unum.NodeID, method string, msg []byte) bool
+	HandleTell(method string, f func(from unum.NodeID, msg []byte))
+	OnLink(f func(id unum.NodeID, inc unum.Incarnation, connected, answered bool))
+	Probe(ctx context.Context, id unum.NodeID) bool
+	Lost(id unum.NodeID, epoch unum.Epoch)
+	Back(id unum.NodeID, epoch unum.Epoch)
+	Forget(id unum.NodeID)
+}
+
+// HeartbeatConfig says for whom and over what heartbeats go.
+type HeartbeatConfig struct {
+	Node  unum.NodeID
+	Store Store
+	Link  Link
+	// Load measures this node, once a period. It must be quick. nil: no load.
+	Load func() unum.Load
+	// Changed is called, by one goroutine, after a node's row or its suspicion
+	// changed, with what Nodes returns. Not after mere changes of load. nil is
+	// allowed.
+	Changed func([]unum.NodeInfo)
+	Detect  detect.Config
+	Log     *slog.Logger // nil discards
+}
+
+// Heartbeats tells the other nodes every period that this one lives and how
+// busy it is, hears the same of them, and declares down who is lost. It keeps
+// the link's Lost and Back in step with the membership.
+type Heartbeats struct {
+	cfg    HeartbeatConfig
+	log    *slog.Logger
+	began  time.Time
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	dirty  chan struct{} // capacity 1: Changed is due
+
+	// mu guards the rest. It is never held while calling Store or Link.
+	mu    sync.Mutex
+	det   *detect.Detector
+	lease Lease
+	rows  map[unum.NodeID]unum.NodeInfo
+	loads map[unum.NodeID]unum.Load
+	busy  map[work]bool
+}
+
+// work is something under way for a node, once at a time.
+type work struct {
+	kind detect.Kind
+	id   unum.NodeID
+}
+
+// beat is one heartbeat.
+type beat struct {
+	Epoch    unum.Epoch         `msgpack:"e"`
+	Load     unum.Load          `msgpack:"l"`
+	Suspects []detect.Suspicion `msgpack:"s,omitempty"`
+}
+
+// NewHeartbeats makes heartbeats that do not go yet.
+func NewHeartbeats(c HeartbeatConfig) *Heartbeats {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Detect.Period == 0 {
+		c.Detect.Period = 50 * time.Millisecond
+	}
+	return &Heartbeats{
+		cfg: c, log: c.Log, began: time.Now(), dirty: make(chan struct{}, 1),
+		det:  detect.New(c.Node, c.Detect),
+		rows: map[unum.NodeID]unum.NodeInfo{}, loads: map[unum.NodeID]unum.Load{}, busy: map[work]bool{},
+	}
+}
+
+// Start begins to send and to observe. Heartbeats go out while the lease is
+// held; a node that registers again calls SetLease. ctx bounds the start only.
+func (h *Heartbeats) Start(ctx context.Context, l Lease) error {
+	run, cancel := context.WithCancel(context.Background())
+	undo := context.AfterFunc(ctx, cancel)
+	rows, err := h.cfg.Store.Watch(run)
+	if !undo() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		cancel()
+		return err
+	}
+	h.cancel = cancel
+	h.SetLease(l)
+	h.cfg.Link.HandleTell(beatMethod, h.heard)
+	h.cfg.Link.OnLink(h.linkChanged)
+	h.wg.Go(func() { h.loop(run, rows) })
+	return nil
+}
+
+// SetLease replaces the lease in whose name heartbeats go out.
+func (h *Heartbeats) SetLease(l Lease) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.lease = l
+}
+
+// Close stops sending and observing, and waits.
+func (h *Heartbeats) Close() error {
+	if h.cancel != nil {
+		h.cancel()
+	}
+	h.wg.Wait()
+	return nil
+}
+
+// Nodes returns the membership by index, as this node sees it: with the loads
+// that were heard last, its own measured now, and suspect who is silent.
+func (h *Heartbeats) Nodes() []unum.NodeInfo {
+	var own unum.Load
+	if h.cfg.Load != nil {
+		own = h.cfg.Load()
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := make([]unum.NodeInfo, 0, len(h.rows))
+	for _, n := range h.rows {
+		n.Load = h.loads[n.ID]
+		if n.ID == h.cfg.Node {
+			n.Load = own
+		} else if living(n) && h.det.Suspected(n.ID) {
+			n.State = unum.Suspect
+		}
+		out = append(out, n)
+	}
+	slices.SortFunc(out, func(a, b unum.NodeInfo) int { return int(a.Index - b.Index) })
+	return out
+}
+
+func living(n unum.NodeInfo) bool { return n.State != unum.Down && n.State != unum.Left }
+
+func (h *Heartbeats) now() time.Duration { return time.Since(h.began) }
+
+func (h *Heartbeats) loop(ctx context.Context, rows <-chan []unum.NodeInfo) {
+	tick := time.NewTicker(h.cfg.Detect.Period)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case list, ok := <-rows:
+			if !ok {
+				rows = nil // the store was closed: go on with what is known
+				continue
+			}
+			h.members(list)
+			h.changed()
+		case <-h.dirty:
+			h.changed()
+		case <-tick.C:
+			h.tick(ctx)
+		}
+	}
+}
+
+func (h *Heartbeats) changed() {
+	if h.cfg.Changed != nil {
+		h.cfg.Changed(h.Nodes())
+	}
+}
+
+// members takes a new membership and tells the link who is lost and who lives.
+func (h *Heartbeats) members(list []unum.NodeInfo) {
+	h.mu.Lock()
+	old := h.rows
+	h.rows = make(map[unum.NodeID]unum.NodeInfo, len(list))
+	var seen []detect.Member
+	for _, n := range list {
+		h.rows[n.ID] = n
+		if living(n) {
+			seen = append(seen, detect.Member{ID: n.ID, Epoch: n.Epoch, Lease: n.State != unum.Suspect})
+		} else {
+			delete(h.loads, n.ID)
+		}
+	}
+	for id := range h.loads {
+		if _, ok := h.rows[id]; !ok {
+			delete(h.loads, id)
+		}
+	}
+	h.det.Members(h.now(), seen)
+	h.mu.Unlock()
+
+	for _, n := range list {
+		was, ok := old[n.ID]
+		switch {
+		case n.ID == h.cfg.Node, ok && was.State == n.State && was.Epoch == n.Epoch:
+		case n.State == unum.Down:
+			h.log.Warn("node is down", "node", n.ID, "epoch", n.Epoch)
+			h.cfg.Link.Lost(n.ID, n.Epoch-1)
+		case n.State == unum.Left:
+			h.log.Info("node left", "node", n.ID)
+			h.cfg.Link.Forget(n.ID)
+		case !ok || was.Epoch != n.Epoch || !living(was):
+			h.cfg.Link.Back(n.ID, n.Epoch)
+		}
+	}
+	for id := range old {
+		if _, ok := h.rows[id]; !ok && id != h.cfg.Node {
+			h.cfg.Link.Forget(id)
+		}
+	}
+}
+
+func (h *Heartbeats) tick(ctx context.Context) {
+	b := beat{}
+	if h.cfg.Load != nil {
+		b.Load = h.cfg.Load()
+	}
+	h.mu.Lock()
+	events := h.det.Tick(h.now())
+	var to []unum.NodeID
+	if h.lease != nil {
+		select {
+		case <-h.lease.Lost():
+			h.lease = nil // others are to believe it
+		default:
+			b.Epoch = h.lease.Node().Epoch
+			for id, n := range h.rows {
+				if id != h.cfg.Node && living(n) {
+					to = append(to, id)
+				}
+			}
+		}
+	}
+	b.Suspects = h.det.Suspects()
+	h.mu.Unlock()
+
+	if msg, err := msgpack.Marshal(&b); err == nil { // plain data: it does not fail
+		for _, id := range to {
+			h.cfg.Link.Tell(id, beatMethod, msg)
+		}
+	}
+	for _, e := range events {
+		h.handle(ctx, e)
+	}
+}
+
+// heard takes a heartbeat, in the reader of a connection.
+func (h *Heartbeats) heard(from unum.NodeID, msg []byte) {
+	var b beat
+	if err := msgpack.Unmarshal(msg, &b); err != nil {
+		h.log.Warn("heartbeat cannot be read", "node", from, "err", err)
+		return
+	}
+	h.mu.Lock()
+	events := h.det.Heard(h.now(), from, b.Epoch, b.Suspects)
+	if n, ok := h.rows[from]; ok && n.Epoch == b.Epoch && living(n) {
+		h.loads[from] = b.Load
+	}
+	h.mu.Unlock()
+	h.notice(events)
+}
+
+func (h *Heartbeats) linkChanged(id unum.NodeID, inc unum.Incarnation, connected, answered bool) {
+	var events []detect.Event
+	h.mu.Lock()
+	switch {
+	case connected:
+		events = h.det.Connected(h.now(), id, inc)
+	case answered:
+		h.det.Answered(h.now(), id)
+	}
+	h.mu.Unlock()
+	h.notice(events)
+}
+
+// notice handles events that need no work.
+func (h *Heartbeats) notice(events []detect.Event) {
+	for _, e := range events {
+		h.log.Info("node is "+map[detect.Kind]string{
+			detect.Trust: "trusted again", detect.Suspect: "silent", detect.Restarted: "back with a new daemon",
+		}[e.Kind], "node", e.ID, "epoch", e.Epoch)
+		select {
+		case h.dirty <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// handle does what a tick asks for, without waiting.
+func (h *Heartbeats) handle(ctx context.Context, e detect.Event) {
+	switch e.Kind {
+	case detect.Probe:
+		h.once(e, func() {
+			ctx, stop := context.WithTimeout(ctx, 4*h.cfg.Detect.Period)
+			defer stop()
+			if h.cfg.Link.Probe(ctx, e.ID) {
+				h.mu.Lock()
+				h.det.Answered(h.now(), e.ID)
+				h.mu.Unlock()
+			}
+		})
+	case detect.Lost:
+		h.once(e, func() {
+			ctx, stop := context.WithTimeout(ctx, 2*time.Second)
+			defer stop()
+			h.log.Warn("declaring node down", "node", e.ID, "epoch", e.Epoch, "why", e.Why)
+			_, err := h.cfg.Store.DeclareDown(ctx, e.ID, e.Epoch)
+			if err != nil && !errors.Is(err, unum.ErrStaleEpoch) && ctx.Err() != context.Canceled {
+				h.log.Warn("node could not be declared down", "node", e.ID, "err", err)
+			}
+		})
+	default:
+		h.notice([]detect.Event{e})
+	}
+}
+
+// once runs f unless the same is under way for the node.
+func (h *Heartbeats) once(e detect.Event, f func()) {
+	w := work{e.Kind, e.ID}
+	h.mu.Lock()
+	busy := h.busy[w]
+	h.busy[w] = true
+	h.mu.Unlock()
+	if busy {
+		return
+	}
+	h.wg.Go(func() {
+		defer func() {
+			h.mu.Lock()
+			delete(h.busy, w)
+			h.mu.Unlock()
+		}()
+		f()
+	})
+}
