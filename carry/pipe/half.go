@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmihailenco/msgpack/v5"
@@ -78,7 +79,8 @@ type half struct {
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
 	released chan struct{}
-	once     sync.Once // of end
+	once     sync.Once   // of end
+	heard    atomic.Bool // a message came since the last dial
 
 	mu        sync.Mutex
 	link      *link
@@ -105,7 +107,9 @@ func (h *half) endName() string     { return h.rec.Key.String() + ".end" }
 // spawn runs fn as a goroutine of the half.
 func (h *half) spawn(fn func()) {
 	h.wg.Add(1)
+	h.c.spent.Add(1)
 	go func() {
+		defer h.c.spent.Done()
 		defer h.wg.Done()
 		fn()
 	}()
@@ -141,16 +145,21 @@ func (h *half) release() {
 	h.spawn(func() {
 		h.page.set(fReleased)
 		h.eng.release()
-		for _, name := range []string{h.scratchName(), h.pipeName(), h.endName()} {
-			if err := h.c.env.Keeper.Drop(h.ctx, name); err != nil && h.ctx.Err() == nil {
-				h.c.log.Warn("drop a kept pipe", "op", h.rec.Pl.ID, "err", err)
-			}
-		}
+		h.drop(h.ctx)
 		close(h.released)
 		if l := h.current(); l != nil && h.side == home {
 			l.send([]byte{mOver})
 		}
 	})
+}
+
+// drop takes all that is kept for the half from the keeper.
+func (h *half) drop(ctx context.Context) {
+	for _, name := range []string{h.scratchName(), h.pipeName(), h.endName()} {
+		if err := h.c.env.Keeper.Drop(ctx, name); err != nil && ctx.Err() == nil {
+			h.c.log.Warn("drop a kept pipe", "op", h.rec.Pl.ID, "err", err)
+		}
+	}
 }
 
 func (h *half) current() *link {
@@ -188,7 +197,6 @@ func (h *half) dial() {
 	}
 	backoff := firstBackoff
 	for h.ctx.Err() == nil {
-		began := time.Now()
 		err := h.dialOnce(msg)
 		switch {
 		case err == errBye:
@@ -200,7 +208,7 @@ func (h *half) dial() {
 			h.end()
 			return
 		}
-		if time.Since(began) > lastBackoff {
+		if h.heard.Swap(false) {
 			backoff = firstBackoff
 		}
 		select {
@@ -261,6 +269,7 @@ func (h *half) serve(ctx context.Context, ch unum.Channel) error {
 		if len(msg) == 0 {
 			return errBadMessage
 		}
+		h.heard.Store(true)
 		switch {
 		case msg[0] == mBye && h.side == home:
 			h.release()
@@ -285,6 +294,7 @@ func (h *half) serve(ctx context.Context, ch unum.Channel) error {
 // end forgets the half, once.
 func (h *half) end() {
 	h.once.Do(func() {
+		h.page.remove()
 		h.c.forget(h)
 		h.cancel()
 	})

@@ -188,10 +188,7 @@ func (h *half) abandon() {
 		h.eng.release()
 	}
 	if h.page != nil {
-		ctx := context.Background()
-		for _, name := range []string{h.scratchName(), h.pipeName(), h.endName()} {
-			h.c.env.Keeper.Drop(ctx, name)
-		}
+		h.drop(context.Background())
 		h.page.remove()
 	}
 }
@@ -311,6 +308,11 @@ func (h *half) another(flags int) (*os.File, error) {
 // pipe, at home.
 func (h *half) resume(file *os.File) error {
 	if h.page.has(fReleased) {
+		h.drop(h.ctx)
+		if h.side == guest { // home has said over, and may be gone
+			h.end()
+			return fs.ErrNotExist
+		}
 		h.eng = &source{h: h}
 		h.releasing = true
 		close(h.released)

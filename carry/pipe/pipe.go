@@ -47,6 +47,7 @@ type Carrier struct {
 	wg     sync.WaitGroup
 
 	mu     sync.Mutex
+	spent  sync.WaitGroup // goroutines of halves
 	halves map[key]*half
 	ended  map[key]time.Time // guest halves that said bye
 	landed signal            // a guest half came or went
@@ -97,6 +98,7 @@ func (c *Carrier) Close() error {
 		h.stop()
 	}
 	c.wg.Wait()
+	c.spent.Wait()
 	c.watcher.close()
 	c.witness.close()
 	c.pool.close()
@@ -181,20 +183,8 @@ func (c *Carrier) forget(h *half) {
 		}
 		c.ended[h.rec.Key] = now
 	}
-	closed := c.closed
-	if !closed {
-		c.wg.Add(1)
-	}
 	c.mu.Unlock()
 	c.landed.broadcast()
-	if closed {
-		return // stop does the rest
-	}
-	go func() {
-		defer c.wg.Done()
-		h.wg.Wait()
-		h.page.remove()
-	}()
 }
 
 // adopt resumes halves whose placement is over. The node resumes the others.
