@@ -41,6 +41,10 @@ type Registration struct {
 	Incarnation unum.Incarnation
 	Version     string
 	Voter       bool
+	// Fixed asks for Index and no other, as where a node's PID range was
+	// decided before it registers.
+	Fixed bool
+	Index unum.NodeIndex
 }
 
 // Store is the coordination store as one node sees it. All methods may be
@@ -50,7 +54,8 @@ type Store interface {
 	// A record of the same name keeps its index and its epoch, also after its
 	// lease ran out, so that a daemon that was restarted goes on; after left,
 	// its epoch is raised. Errors: ErrNoIndex when all 64 indexes are held,
-	// ErrExists when a node of that name lives at another address.
+	// ErrExists when a node of that name lives at another address, or when a
+	// Fixed index is another node's or the record has another one.
 	Register(ctx context.Context, r Registration) (Lease, error)
 
 	// Nodes lists all records by index. The loads are empty: they travel with

@@ -53,16 +53,12 @@ func (t *Table) Register(g Registration) (Record, error) {
 	switch {
 	case ok && t.Alive[g.ID] && r.Addr != g.Addr:
 		return Record{}, fmt.Errorf("%w: %s lives at %s", unum.ErrExists, g.ID, r.Addr)
+	case ok && g.Fixed && r.Index != g.Index:
+		return Record{}, fmt.Errorf("%w: %s has index %d, not %d", unum.ErrExists, g.ID, r.Index, g.Index)
 	case !ok:
-		index := unum.NodeIndex(-1)
-		for i := range unum.NodeIndex(unum.MaxNodes) {
-			if _, held := t.Rows[i]; !held {
-				index = i
-				break
-			}
-		}
-		if index < 0 {
-			return Record{}, unum.ErrNoIndex
+		index, err := t.index(g)
+		if err != nil {
+			return Record{}, err
 		}
 		r = Record{ID: g.ID, Index: index, Epoch: 1, State: unum.Joining}
 	case r.State == unum.Left:
@@ -75,6 +71,25 @@ func (t *Table) Register(g Registration) (Record, error) {
 	t.Rows[r.Index] = r
 	t.Alive[r.ID] = true
 	return r, nil
+}
+
+// index chooses the index of a new record: the lowest free one.
+func (t *Table) index(g Registration) (unum.NodeIndex, error) {
+	if g.Fixed {
+		if g.Index < 0 || g.Index >= unum.MaxNodes {
+			return 0, fmt.Errorf("%w: there is no index %d", unum.ErrNoIndex, g.Index)
+		}
+		if r, held := t.Rows[g.Index]; held {
+			return 0, fmt.Errorf("%w: index %d is held by %s", unum.ErrExists, g.Index, r.ID)
+		}
+		return g.Index, nil
+	}
+	for i := range unum.NodeIndex(unum.MaxNodes) {
+		if _, held := t.Rows[i]; !held {
+			return i, nil
+		}
+	}
+	return 0, unum.ErrNoIndex
 }
 
 // SetState is Store.SetState.

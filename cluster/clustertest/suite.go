@@ -36,6 +36,7 @@ func Run(t *testing.T, make func(t *testing.T) Env) {
 		{"Down", testDown},
 		{"LeaseRunsOut", testLeaseRunsOut},
 		{"NoIndex", testNoIndex},
+		{"FixedIndex", testFixedIndex},
 		{"AtOnce", testAtOnce},
 		{"Watch", testWatch},
 		{"Keys", testKeys},
@@ -291,6 +292,32 @@ func testNoIndex(t *testing.T, e *env) {
 	if n := e.register(e.n2, reg("more", 1)).Node(); n.Index != 6 {
 		t.Errorf("the released index is 6, given was %+v", n)
 	}
+}
+
+func testFixedIndex(t *testing.T, e *env) {
+	fixed := func(id unum.NodeID, i unum.NodeIndex) cluster.Registration {
+		r := reg(id, 1)
+		r.Fixed, r.Index = true, i
+		return r
+	}
+	if n := e.register(e.n1, fixed("n3", 2)).Node(); n.Index != 2 {
+		t.Errorf("asked for index 2, got %+v", n)
+	}
+	for id := range 2 {
+		e.register(e.n1, reg(unum.NodeID(fmt.Sprintf("n%d", id+1)), 1))
+	}
+	if n := e.register(e.n1, reg("n4", 1)).Node(); n.Index != 3 {
+		t.Errorf("the next free index is 3, given was %+v", n)
+	}
+	if n := e.register(e.n2, fixed("n3", 2)).Node(); n.Index != 2 {
+		t.Errorf("again: %+v", n)
+	}
+	_, err := e.n1.Register(e.ctx, fixed("n5", 2))
+	e.is(err, unum.ErrExists)
+	_, err = e.n1.Register(e.ctx, fixed("n3", 7))
+	e.is(err, unum.ErrExists)
+	_, err = e.n1.Register(e.ctx, fixed("n5", unum.MaxNodes))
+	e.is(err, unum.ErrNoIndex)
 }
 
 func testAtOnce(t *testing.T, e *env) {
