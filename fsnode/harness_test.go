@@ -71,7 +71,21 @@ func (f fakePeer) Call(ctx context.Context, method string, req []byte) ([]byte, 
 	if h == nil {
 		return nil, unum.ErrNoMethod
 	}
-	return h(ctx, f.from, append([]byte(nil), req...))
+	type result struct {
+		b   []byte
+		err error
+	}
+	ch := make(chan result, 1)
+	go func() {
+		b, err := h(ctx, f.from, append([]byte(nil), req...))
+		ch <- result{b, err}
+	}()
+	select {
+	case r := <-ch:
+		return r.b, r.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 func (f fakePeer) Open(context.Context, string, []byte) (unum.Channel, error) {
 	return nil, unum.ErrNoMethod
@@ -138,15 +152,8 @@ func newPair(t testing.TB) *pair {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	p.nodes["n1"], p.nodes["n2"] = &fakeNode{handlers: map[string]unum.Handler{}}, &fakeNode{handlers: map[string]unum.Handler{}}
 	p.fs = file.NewFS(file.FSConfig{Log: log, Socket: file.SocketPath(p.dir), Keeper: p.keep, Peer: p.peer("n2")})
-	for id, n := range p.nodes {
-		env := &carry.Env{
-			Node: id, Log: log, Keeper: p.keep, StateDir: p.dir, Peer: p.peer(id),
-			Handle:    func(m string, h unum.Handler) { n.mu.Lock(); n.handlers[m] = h; n.mu.Unlock() },
-			Accept:    func(string, unum.Acceptor) {},
-			WorldPids: func() ([]int, error) { return descendants(os.Getpid()), nil },
-			Deputy:    func(int) bool { return false },
-		}
-		p.kinds[id] = file.New(file.Config{Env: env, FS: p.fs})
+	for id := range p.nodes {
+		p.startKinds(id)
 	}
 	t.Cleanup(func() {
 		for _, k := range p.kinds {
@@ -160,6 +167,34 @@ func newPair(t testing.TB) *pair {
 		}
 	})
 	return p
+}
+
+func (p *pair) startKinds(id unum.NodeID) {
+	n := p.nodes[id]
+	env := &carry.Env{
+		Node: id, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Keeper: p.keep, StateDir: p.dir, Peer: p.peer(id),
+		Handle:    func(m string, h unum.Handler) { n.mu.Lock(); n.handlers[m] = h; n.mu.Unlock() },
+		Accept:    func(string, unum.Acceptor) {},
+		WorldPids: func() ([]int, error) { return descendants(os.Getpid()), nil },
+		Deputy:    func(int) bool { return false },
+	}
+	p.kinds[id] = file.New(file.Config{Env: env, FS: p.fs})
+}
+
+// restartGuest ends n2's daemon and starts its successor.
+func (p *pair) restartGuest(live ...*carried) {
+	p.t.Helper()
+	p.kinds["n2"].Close()
+	p.fs.Close()
+	p.fs = file.NewFS(file.FSConfig{Socket: file.SocketPath(p.dir), Keeper: p.keep, Peer: p.peer("n2")})
+	p.startKinds("n2")
+	for _, c := range live {
+		g, err := p.kinds["n2"].All()[c.kind].ResumeGuest(context.Background(), c.pl, c.d)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		c.guest = g
+	}
 }
 
 func (p *pair) startServer() {
@@ -231,6 +266,9 @@ type carried struct {
 	home  carry.Home
 	guest carry.Guest
 	file  *os.File // the body's end
+	kind  int
+	pl    carry.Placement
+	d     *carry.Desc
 }
 
 // carry takes f to n2 by the first kind that claims it; the kinds path and
@@ -260,7 +298,7 @@ func (p *pair) carry(f *os.File) *carried {
 		if err != nil {
 			p.t.Fatal(err)
 		}
-		c := &carried{p: p}
+		c := &carried{p: p, kind: i, pl: pl, d: d}
 		if c.home, err = k.Serve(ctx, pl, d, dup); err != nil {
 			p.t.Fatal(err)
 		}

@@ -58,14 +58,3 @@ func rawFile(fd int, name string) *os.File {
 	unix.SetNonblock(fd, true)
 	return f
 }
-
-// SameDescription says whether descriptor a of pid1 and b of pid2 are one open
-// file description (kcmp KCMP_FILE, Linux 3.5, kcmp(2)). Needs ptrace rights
-// over both processes.
-func SameDescription(pid1, a, pid2, b int) (bool, error) {
-	r, _, e := unix.RawSyscall6(unix.SYS_KCMP, uintptr(pid1), uintptr(pid2), 0, uintptr(a), uintptr(b), 0)
-	if e != 0 {
-		return false, e
-	}
-	return r == 0, nil
-}

@@ -142,7 +142,14 @@ func (h *home) holds(pid, fd int) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, s := range h.files {
-		if same, _ := sameDescription(pid, fd, os.Getpid(), s.open[0].fd); same {
+		s.mu.Lock()
+		d := s.open[0]
+		same := false
+		if d != nil && !s.closed {
+			same, _ = sameDescription(pid, os.Getpid(), fd, d.fd)
+		}
+		s.mu.Unlock()
+		if same {
 			return true
 		}
 	}

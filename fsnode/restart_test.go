@@ -1,0 +1,166 @@
+package fsnode
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// kill ends the file server as a crash does, and starts another one.
+func (p *pair) kill() {
+	p.t.Helper()
+	p.fsproc.Process.Kill()
+	p.fsproc.Wait()
+	p.startServer()
+}
+
+const counter = `import os,sys,time
+for i in range(int(sys.argv[1])):
+    b=b"%06d\n"%i
+    if os.write(1,b)!=7: sys.exit(9)
+`
+
+func checkCount(t *testing.T, f *os.File, n int) {
+	t.Helper()
+	var want strings.Builder
+	for i := range n {
+		fmt.Fprintf(&want, "%06d\n", i)
+	}
+	got := content(t, f)
+	if got == want.String() {
+		return
+	}
+	lines := strings.Split(got, "\n")
+	for i, l := range lines {
+		if l != fmt.Sprintf("%06d", i) {
+			t.Fatalf("line %d of %d is %q", i, len(lines), l)
+		}
+	}
+	t.Fatalf("%d bytes, want %d", len(got), want.Len())
+}
+
+// The file server is killed again and again under a writing body.
+func TestServerKilledUnderWriter(t *testing.T) {
+	for name, flags := range map[string]int{">": os.O_RDWR, ">>": os.O_RDWR | os.O_APPEND} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t)
+			f := temp(t, flags, "")
+			const n = 5000
+			wait := p.start(nil, f, "python3", "-c", counter, fmt.Sprint(n))
+			done := make(chan error, 1)
+			go func() { done <- wait() }()
+			kills := 0
+			for {
+				select {
+				case err := <-done:
+					if err != nil {
+						t.Fatal(err)
+					}
+					t.Logf("%d kills", kills)
+					checkCount(t, f, n)
+					return
+				case <-time.After(time.Duration(20+kills*7%30) * time.Millisecond):
+					if kills < 15 {
+						p.kill()
+						kills++
+					}
+				}
+			}
+		})
+	}
+}
+
+// The guest's daemon is restarted again and again under a writing body.
+func TestGuestRestartedUnderWriter(t *testing.T) {
+	p := newPair(t)
+	f := temp(t, os.O_RDWR, "")
+	const n = 5000
+	c := p.carry(f)
+	cmd := command(t, "python3", "-c", counter, fmt.Sprint(n))
+	cmd.Stdout = c.file
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c.started()
+	for range 15 {
+		time.Sleep(20 * time.Millisecond)
+		p.restartGuest(c)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	c.ended()
+	checkCount(t, f, n)
+}
+
+// A body that waits in a pipe, one that waits for a lock, and an idle one
+// live through the death of the file server.
+func TestServerKilledUnderWaiters(t *testing.T) {
+	p := newPair(t)
+	r, w := pipe(t)
+	out := temp(t, os.O_RDWR|os.O_APPEND, "")
+	lock := temp(t, os.O_RDWR, "")
+	other, err := os.OpenFile(lock.Name(), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	unix.Flock(int(other.Fd()), unix.LOCK_EX)
+	reader := p.start(r, out, "sh", "-c", "read a; echo reader $a; read b; echo reader $b")
+	locker := p.start(lock, out, "python3", "-c", "import fcntl; fcntl.flock(0,fcntl.LOCK_EX); import os; os.write(1,b'locker\\n')")
+	idle := p.start(nil, out, "sh", "-c", "sleep 0.7; echo idle")
+	time.Sleep(300 * time.Millisecond)
+	p.kill()
+	w.WriteString("one\n")
+	waitFor(t, func() bool { return strings.Contains(content(t, out), "reader one\n") })
+	p.kill()
+	unix.Flock(int(other.Fd()), unix.LOCK_UN)
+	w.WriteString("two\n")
+	for _, wait := range []func() error{reader, locker, idle} {
+		if err := wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, want := range []string{"reader two\n", "locker\n", "idle\n"} {
+		if !strings.Contains(content(t, out), want) {
+			t.Errorf("%q is missing in %q", want, content(t, out))
+		}
+	}
+}
+
+// A close while nobody serves reaches home afterwards.
+func TestClosedWhileServerIsDead(t *testing.T) {
+	p := newPair(t)
+	r, w := pipe(t)
+	c := p.carry(r)
+	cmd := command(t, "sleep", "0.2")
+	cmd.Stdin = c.file
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c.started()
+	p.fsproc.Process.Kill()
+	p.fsproc.Wait()
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	if _, err := w.WriteString("x"); err != nil {
+		t.Errorf("home closed the pipe too early: %v", err)
+	}
+	p.startServer()
+	ctx, stop := context.WithTimeout(context.Background(), 10*time.Second)
+	defer stop()
+	if err := c.guest.Flush(ctx, true); err != nil {
+		t.Fatal(err)
+	}
+	c.ended()
+	if _, err := w.WriteString("x"); err == nil {
+		t.Error("the pipe still has a reader")
+	}
+}
