@@ -66,7 +66,8 @@ func recvStarted(c *conn, files *[]*os.File) (unum.Pid, error) {
 // Run starts a command with io, stands for it here until it ends, and returns
 // how it ended: signals that this process gets are passed on, and if io is a
 // terminal, it is in raw mode meanwhile. ctx ending hangs the command up: it
-// gets SIGHUP, and SIGKILL when it has not ended within two seconds.
+// gets SIGHUP, and SIGKILL when it has not ended within two seconds; two more
+// seconds, and Run returns without it.
 //
 // An error that comes with a zero Exit means that the command did not start,
 // or that how it ended cannot be known any more.
@@ -103,7 +104,12 @@ func (cl *Client) Run(ctx context.Context, req *RunRequest, io Stdio) (Exit, err
 	f := &following{cl: cl, c: c, term: term, sigs: sigs}
 	defer func() { f.c.Close() }()
 	var got []*os.File
-	if f.pid, err = recvStarted(c, &got); err != nil {
+	giveUp := context.AfterFunc(ctx, func() { c.Close() })
+	f.pid, err = recvStarted(c, &got)
+	if !giveUp() && err != nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
 		return Exit{}, err
 	}
 	if r.TTY {
@@ -157,7 +163,7 @@ func (f *following) follow(ctx context.Context) (Exit, error) {
 	}
 	wait()
 	cancelled := ctx.Done()
-	var kill <-chan time.Time
+	var kill, leave <-chan time.Time
 	for {
 		select {
 		case e := <-ends:
@@ -177,6 +183,9 @@ func (f *following) follow(ctx context.Context) (Exit, error) {
 			kill = time.After(2 * time.Second)
 		case <-kill:
 			f.send(unix.SIGKILL)
+			leave = time.After(2 * time.Second)
+		case <-leave:
+			return Exit{}, fmt.Errorf("%d does not end: %w", f.pid, context.Cause(ctx))
 		}
 	}
 }
