@@ -182,6 +182,7 @@ func (s *Stub) handle(n *seccomp.Notif) {
 	var finished *job
 	var result *Result
 	var err error
+	tell := func() {}
 	switch n.Args[0] {
 	case reasonRan:
 		finished = s.cur
@@ -194,11 +195,12 @@ func (s *Stub) handle(n *seccomp.Notif) {
 		if _, e := sys.ReadMem(s.HostPid, dataBase+offInfo, info[:]); e == nil {
 			ring := info.Signo() == ringSignal && info.Code() == ringCode
 			if f := s.onSignal; f != nil && !ring {
-				f(&info)
+				tell = func() { f(&info) }
 			}
 		}
 	}
 	s.mu.Unlock()
+	tell()
 	if finished != nil {
 		finished.done(result, err)
 	}

@@ -202,7 +202,11 @@ func (m *maker) make(ctx context.Context, b *birth) (*deputy.Stub, error) {
 	r.Read(one[:]) // ends when the exec succeeded, the process is gone, or the program failed
 	select {
 	case err := <-failed:
-		return nil, m.undo(s, err)
+		// Gone: it was fast, or killed. Either way it is its parent that learns
+		// how it ended.
+		if !errors.Is(err, deputy.ErrGone) {
+			return nil, m.undo(s, err)
+		}
 	default:
 	}
 	m.reg.Forget(s)
