@@ -24,6 +24,7 @@ const stepTime = 20 * time.Second
 //	send "text"     type it; Go's escapes
 //	want "text"     wait until it shows up behind what was wanted last
 //	file NAME       wait until the file exists in the scratch directory
+//	again "a" "b"   type a, once a second, until b shows up
 //	touch NAME      make it
 //	quiet "text"    be sure, for half a second, that it does not show up
 //	size 40x100     set the terminal's rows and columns
@@ -187,6 +188,24 @@ func (s *screen) step(ctx context.Context, step string, ptmx *os.File, dir strin
 		return err
 	case "file":
 		return poll(func() bool { _, err := os.Stat(dir + "/" + arg); return err == nil })
+	case "again":
+		words := strings.SplitAfterN(arg, `" `, 2)
+		if len(words) != 2 {
+			return errors.New("it wants two strings")
+		}
+		text, err1 := strconv.Unquote(strings.TrimSpace(words[0]))
+		want, err2 := strconv.Unquote(words[1])
+		if err := errors.Join(err1, err2); err != nil {
+			return err
+		}
+		var next time.Time
+		return poll(func() bool {
+			if time.Now().After(next) {
+				ptmx.WriteString(text)
+				next = time.Now().Add(time.Second)
+			}
+			return s.find(want)
+		})
 	case "touch":
 		return os.WriteFile(dir+"/"+arg, nil, 0o644)
 	case "quiet":
