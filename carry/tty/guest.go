@@ -191,6 +191,8 @@ type Line struct {
 	cancel context.CancelFunc
 	link   link
 
+	reader int // process that waited for input last; watch's own
+
 	fgMu sync.Mutex // held while the agent sets the foreground group
 
 	// io is held while the master is read or closed.

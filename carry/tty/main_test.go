@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -27,8 +28,71 @@ func TestMain(m *testing.M) {
 		agentMain()
 	case "ttygate":
 		gateMain()
+	case "ttybody":
+		bodyMain(os.Args[1])
 	}
 	os.Exit(m.Run())
+}
+
+// bodyMain waits for a line in one of several ways and prints it, or echoes
+// keys in raw mode.
+func bodyMain(how string) {
+	b := make([]byte, 100)
+	switch how {
+	case "poll":
+		_, err := unix.Poll([]unix.PollFd{{Fd: 0, Events: unix.POLLIN}}, -1)
+		must(err)
+	case "polls": // often and short
+		for {
+			if n, _ := unix.Poll([]unix.PollFd{{Fd: 0, Events: unix.POLLIN}}, 20); n > 0 {
+				break
+			}
+		}
+	case "select":
+		var set unix.FdSet
+		set.Set(0)
+		_, err := unix.Select(1, &set, nil, nil, nil)
+		must(err)
+	case "epoll":
+		ep, err := unix.EpollCreate1(0)
+		must(err)
+		must(unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, 0, &unix.EpollEvent{Events: unix.EPOLLIN}))
+		_, err = unix.EpollWait(ep, make([]unix.EpollEvent, 1), -1)
+		must(err)
+	case "spin":
+		must(unix.SetNonblock(0, true))
+		for {
+			n, err := unix.Read(0, b)
+			if err == nil {
+				os.Stdout.WriteString("got " + string(b[:n]))
+				os.Exit(0)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	case "raw":
+		was, err := sys.TtyAttr(0)
+		must(err)
+		raw := *was
+		raw.Lflag &^= unix.ICANON | unix.ECHO | unix.ISIG
+		raw.Iflag &^= unix.ICRNL
+		raw.Oflag &^= unix.OPOST
+		must(sys.SetTtyAttr(0, &raw))
+		os.Stdout.WriteString("raw\r\n")
+		for {
+			n, err := unix.Read(0, b[:1])
+			must(err)
+			if b[0] == 'q' {
+				break
+			}
+			_, _ = os.Stdout.Write(b[:n])
+		}
+		must(sys.SetTtyAttr(0, was))
+		os.Exit(0)
+	}
+	n, err := unix.Read(0, b)
+	must(err)
+	os.Stdout.WriteString("got " + string(b[:n]))
+	os.Exit(0)
 }
 
 // note is what the parts tell each other.

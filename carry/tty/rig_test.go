@@ -25,7 +25,7 @@ import (
 // rig is two nodes in one process and a shell on a terminal of the first. In
 // it "placed CMD" runs CMD at the second.
 type rig struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	net   *network
 	homeK *Kind
@@ -34,6 +34,8 @@ type rig struct {
 	ln    *net.UnixListener
 	wg    sync.WaitGroup
 	fails chan error
+
+	starting sync.Mutex
 
 	mu     sync.Mutex
 	next   uint64
@@ -78,7 +80,7 @@ func worldPids() ([]int, error) {
 	return out, err
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: terminals' input is put back by TIOCSTI")
@@ -91,8 +93,10 @@ func newRig(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(exe, filepath.Join(r.dir, "placed")); err != nil {
-		t.Fatal(err)
+	for _, n := range []string{"placed", "ttybody"} {
+		if err := os.Symlink(exe, filepath.Join(r.dir, n)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	mk := func(node unum.NodeID) *Kind {
 		k, err := New(Config{Env: carry.Env{
@@ -362,6 +366,9 @@ func (r *rig) place(c *net.UnixConn) error {
 			fds = append(fds, int(f.Fd()))
 		}
 	}
+	r.starting.Lock() // members of one group come one after the other
+	started := sync.OnceFunc(r.starting.Unlock)
+	defer started()
 	r.mu.Lock()
 	start.Pgid = r.groups[pl.Pgid]
 	if start.Pgid != 0 && unix.Kill(-start.Pgid, 0) != nil {
@@ -390,6 +397,7 @@ func (r *rig) place(c *net.UnixConn) error {
 	if _, err := a.ask(note{What: "go", Pid: b.pid}); err != nil {
 		return err
 	}
+	started()
 	for _, f := range files {
 		f.Close()
 	}
@@ -464,7 +472,7 @@ func (r *rig) place(c *net.UnixConn) error {
 
 // shell is an interactive program on home's terminal.
 type shell struct {
-	t   *testing.T
+	t   testing.TB
 	r   *rig
 	cmd *exec.Cmd
 	tty *os.File

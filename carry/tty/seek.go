@@ -14,10 +14,9 @@ import (
 
 // seeker looks for tasks that wait for input of one terminal.
 type seeker struct {
-	dev  uint32
-	ctty bool
-	own  bool // it is the process's controlling terminal, so /dev/tty is it
-	buf  [1024]byte
+	dev uint32
+	own bool // it is the process's controlling terminal, so /dev/tty is it
+	buf [1024]byte
 }
 
 func (s *seeker) process(pid int) bool {
@@ -36,7 +35,23 @@ func (s *seeker) process(pid int) bool {
 			return true
 		}
 	}
-	return false
+	return s.spins(pid)
+}
+
+// spins says whether the process has a non-blocking terminal as its standard
+// input: it may look for input at any moment, and is never seen waiting.
+func (s *seeker) spins(pid int) bool {
+	if !s.is(pid, 0) {
+		return false
+	}
+	b, err := readSmall("/proc/"+strconv.Itoa(pid)+"/fdinfo/0", s.buf[:])
+	if err != nil {
+		return false
+	}
+	_, b, _ = bytes.Cut(b, []byte("flags:"))
+	b, _, _ = bytes.Cut(b, []byte("\n"))
+	flags, err := strconv.ParseUint(string(bytes.TrimSpace(b)), 8, 32)
+	return err == nil && flags&unix.O_NONBLOCK != 0
 }
 
 // task reads /proc/PID/task/TID/syscall: number, six arguments, stack pointer

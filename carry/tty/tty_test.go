@@ -369,7 +369,7 @@ func TestHangUp(t *testing.T) {
 
 func TestChildOutlives(t *testing.T) {
 	s := newRig(t).bash()
-	if got := s.run("placed sh -c '(sleep 0.3; echo late) & echo early'"); got != "early\r\n" {
+	if got := s.run("placed sh -c '(sleep 0.6; echo late) & echo early'"); got != "early\r\n" {
 		t.Fatalf("%q", got)
 	}
 	s.expect("late\r\n")

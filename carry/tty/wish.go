@@ -79,6 +79,11 @@ func (l *Line) watch() {
 		} else if wait {
 			next = delay
 		}
+		if next < time.Millisecond { // the runtime's timers are coarser
+			ts := unix.NsecToTimespec(int64(next))
+			_ = unix.Nanosleep(&ts, nil)
+			next = 0
+		}
 		t.Reset(next)
 		select {
 		case <-l.watchc:
@@ -115,19 +120,26 @@ func (l *Line) readerWaits() bool {
 	if number < 0 || l.ctty && pgrp == 0 {
 		return false
 	}
+	dev := uint32(unix.Mkdev(majPts, uint32(number)))
+	s := seeker{dev: dev}
+	waits := func(pid int) bool {
+		j, err := sys.ReadJob(pid, s.buf[:])
+		if err != nil || l.ctty && (j.Pgrp != pgrp || j.TTY != dev) || j.State == 'T' || j.State == 'Z' {
+			return false
+		}
+		s.own = j.TTY == dev
+		return s.process(pid)
+	}
+	if l.reader != 0 && waits(l.reader) { // who read the last line reads the next
+		return true
+	}
 	pids, err := l.k.cfg.WorldPids()
 	if err != nil {
 		return false
 	}
-	dev := uint32(unix.Mkdev(majPts, uint32(number)))
-	s := seeker{dev: dev, ctty: l.ctty}
 	for _, pid := range pids {
-		j, err := sys.ReadJob(pid, s.buf[:])
-		if err != nil || l.ctty && (j.Pgrp != pgrp || j.TTY != dev) || j.State == 'T' || j.State == 'Z' {
-			continue
-		}
-		s.own = j.TTY == dev
-		if s.process(pid) {
+		if waits(pid) {
+			l.reader = pid
 			return true
 		}
 	}
