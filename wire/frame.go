@@ -127,7 +127,7 @@ type part struct {
 
 // begin stores the first part of a body.
 func (p parts) begin(id uint64, q *part, first []byte) {
-	q.data = make([]byte, 0, min(q.total, 1<<20))
+	q.data = make([]byte, 0, min(q.total, 4<<20))
 	q.data = append(q.data, first...)
 	p[id] = q
 }

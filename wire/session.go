@@ -41,8 +41,7 @@ type inbound struct {
 	id      uint64
 	handler unum.Handler
 	req     []byte
-	ctx     context.Context
-	cancel  context.CancelFunc
+	ctx     lazyContext
 
 	// guarded by session.mu
 	answered  bool
@@ -217,15 +216,15 @@ func (s *session) begin(c *conn, id uint64, method, req []byte) {
 			return nil, fmt.Errorf("%w: %s", unum.ErrNoMethod, name)
 		}
 	}
-	in.ctx, in.cancel = context.WithCancel(s.ctx)
+	in.ctx.parent = s.ctx
 	s.mu.Unlock()
 	s.ep.pool.do(in)
 }
 
 // run is the work of one call, in a goroutine of the pool.
 func (in *inbound) run() {
-	res, err := in.handler(in.ctx, in.s.from, in.req)
-	in.cancel()
+	res, err := in.handler(&in.ctx, in.s.from, in.req)
+	in.ctx.cancel()
 	status := statusOK
 	if err == nil && len(res) > MaxCall {
 		res, err = nil, fmt.Errorf("answer of %d bytes: above the limit of %d", len(res), MaxCall)
@@ -267,7 +266,7 @@ func (s *session) abandon(id uint64) {
 	}
 	s.mu.Unlock()
 	if in != nil {
-		in.cancel()
+		in.ctx.cancel()
 	}
 }
 
