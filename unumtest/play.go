@@ -10,10 +10,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -33,13 +33,12 @@ type Options struct {
 // Play is a running `unum play`. Its command's standard streams are the pipes;
 // the caller reads Stdout.
 type Play struct {
-	Name   string // found once the play has said who it is; "" before
+	Name   string // of the cluster, as --cluster wants it
 	Stdin  io.WriteCloser
 	Stdout io.Reader
 
 	bin    string
 	cmd    *exec.Cmd
-	before []string
 	done   chan struct{}
 	ledger *Ledger
 
@@ -47,13 +46,7 @@ type Play struct {
 	stderr bytes.Buffer
 }
 
-func playDirs() []string {
-	ds, _ := filepath.Glob(PlayDir + "/*/play.json")
-	for i := range ds {
-		ds[i] = filepath.Base(filepath.Dir(ds[i]))
-	}
-	return ds
-}
+var started atomic.Int32
 
 // Start starts a play with a command in it. It returns at once; the command
 // says itself when it is ready.
@@ -65,8 +58,9 @@ func Start(o Options) (*Play, error) {
 	if o.Nodes == 0 {
 		o.Nodes = 3
 	}
-	p := &Play{bin: bin, before: playDirs(), done: make(chan struct{})}
-	args := append([]string{"play", "--nodes", strconv.Itoa(o.Nodes)}, o.Args...)
+	p := &Play{bin: bin, done: make(chan struct{})}
+	p.Name = fmt.Sprintf("test-%d-%d", os.Getpid(), started.Add(1))
+	args := append([]string{"play", "--name", p.Name, "--nodes", strconv.Itoa(o.Nodes)}, o.Args...)
 	args = append(append(args, "--"), o.Command...)
 	p.cmd = exec.Command(bin, args...)
 	p.cmd.Env = append(os.Environ(), o.Env...)
@@ -169,37 +163,19 @@ func (p *Play) Kill() {
 	<-p.done
 }
 
-// NodeState is a node of a play as play.json has it.
-type NodeState struct {
-	Name   string `json:"name"`
-	Pid    int    `json:"pid"` // of the node's init, in the machine's PID namespace
-	Cgroup string `json:"cgroup"`
-}
-
-// Cluster finds the play's name, waiting for it to be written.
-func (p *Play) Cluster(ctx context.Context) (string, error) {
-	if p.Name != "" {
-		return p.Name, nil
-	}
+// Info waits until the play has written down its nodes and returns them.
+func (p *Play) Info(ctx context.Context) (*Info, error) {
 	for {
-		for _, d := range playDirs() {
-			b, err := os.ReadFile(filepath.Join(PlayDir, d, "play.json"))
-			if err != nil {
-				continue
-			}
-			var j struct {
-				Pid int `json:"pid"`
-			}
-			if json.Unmarshal(b, &j) == nil && j.Pid == p.Pid() || !slices.Contains(p.before, d) && j.Pid == 0 {
-				p.Name = d
-				return d, nil
-			}
+		b, err := os.ReadFile(filepath.Join(PlayDir, p.Name, "play.json"))
+		var i Info
+		if err == nil && json.Unmarshal(b, &i) == nil && i.Pid == p.Pid() && len(i.Nodes) > 0 {
+			return &i, nil
 		}
 		select {
 		case <-ctx.Done():
-			return "", fmt.Errorf("no play of pid %d in %s: %w", p.Pid(), PlayDir, ctx.Err())
+			return nil, fmt.Errorf("play %s has not come up: %w", p.Name, ctx.Err())
 		case <-p.done:
-			return "", fmt.Errorf("the play has ended: %s", p.Stderr())
+			return nil, fmt.Errorf("the play has ended: %s", p.Stderr())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -208,11 +184,7 @@ func (p *Play) Cluster(ctx context.Context) (string, error) {
 // Unum runs the command line against the play, from outside, and returns its
 // standard output.
 func (p *Play) Unum(ctx context.Context, args ...string) (string, error) {
-	name, err := p.Cluster(ctx)
-	if err != nil {
-		return "", err
-	}
-	cmd := exec.CommandContext(ctx, p.bin, append([]string{"--cluster", name}, args...)...)
+	cmd := exec.CommandContext(ctx, p.bin, append([]string{"--cluster", p.Name}, args...)...)
 	var errb bytes.Buffer
 	cmd.Stderr = &errb
 	out, err := cmd.Output()
