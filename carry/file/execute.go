@@ -28,7 +28,7 @@ func (s *served) execute(ctx context.Context, d *description, op *Op) Result {
 		if d.stream != nil {
 			return d.stream.transfer(ctx, op)
 		}
-		return d.transfer(op)
+		return d.transfer(op, s.log)
 	case OpSeek:
 		n, err := unix.Seek(d.fd, op.Off, io.SeekStart)
 		return outcomeOf(n, err)
@@ -72,6 +72,7 @@ func (s *served) execute(ctx context.Context, d *description, op *Op) Result {
 		delete(s.open, op.Fh)
 		s.mu.Unlock()
 		d.close()
+		s.home.unkeep(s, keptReopen, op.Fh)
 		return Result{}
 	case OpLock:
 		var l Lock
@@ -86,6 +87,7 @@ func (s *served) execute(ctx context.Context, d *description, op *Op) Result {
 		s.mu.Unlock()
 		if f != nil {
 			f.Close()
+			s.home.unkeep(s, keptLocks, uint64(op.Off))
 		}
 		return Result{}
 	case OpPoll, OpPollWait:
@@ -123,12 +125,48 @@ func (d *description) follow(flags uint32) {
 }
 
 // transfer reads or writes a file. A short transfer is returned as such.
-func (d *description) transfer(op *Op) Result {
+// What can be done twice with the same result is not journaled.
+func (d *description) transfer(op *Op, log *journal) Result {
 	if op.Mode == AfterSeek {
 		if _, err := unix.Seek(d.fd, op.Off, io.SeekStart); err != nil {
 			return outcomeOf(0, err)
 		}
 	}
+	if op.Mode != AtPosition || op.Unique == 0 {
+		return d.move(op)
+	}
+	slot := log.begin(op.Unique, false)
+	if slot != nil {
+		before, err := d.place(op)
+		if err != nil {
+			slot.Phase = slotFree
+			return outcomeOf(0, err)
+		}
+		slot.begun(before)
+	}
+	log.step("begun")
+	res := d.move(op)
+	log.step("moved")
+	slot.done(&res)
+	log.step("done")
+	return res
+}
+
+// place is where op will read or write: the position, or the end for an
+// append.
+func (d *description) place(op *Op) (int64, error) {
+	d.mu.Lock()
+	appends := op.Code == OpWrite && d.flags&unix.O_APPEND != 0
+	d.mu.Unlock()
+	if !appends {
+		return unix.Seek(d.fd, 0, io.SeekCurrent)
+	}
+	var st unix.Stat_t
+	err := unix.Fstat(d.fd, &st)
+	return st.Size, err
+}
+
+func (d *description) move(op *Op) Result {
 	var n int
 	var err error
 	var buf []byte
@@ -253,11 +291,12 @@ func (s *served) reopen(fh uint64, r *Reopen) error {
 		return err
 	}
 	file := blockingFile(fd, "reopened")
-	d, err := describe(file, first.stream != nil)
+	d, err := s.home.describe(s, file)
 	if err != nil {
 		file.Close()
 		return err
 	}
+	s.home.keep(s, keptReopen, fh, file)
 	s.mu.Lock()
 	s.open[fh] = d
 	s.mu.Unlock()
@@ -356,5 +395,6 @@ func (s *served) owner(d *description, id uint64) (*os.File, error) {
 	}
 	f := os.NewFile(uintptr(fd), "locks")
 	s.owners[id] = f
+	s.home.keep(s, keptLocks, id, f)
 	return f, nil
 }

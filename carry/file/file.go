@@ -39,6 +39,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -84,14 +85,18 @@ type Kinds struct {
 
 // New registers the calls of the room with cfg.Env. Close ends it.
 func New(cfg Config) *Kinds {
-	k := &Kinds{cfg: cfg, env: cfg.Env, log: cfg.Env.Log, home: home{files: map[Key]*served{}}}
+	k := &Kinds{cfg: cfg, env: cfg.Env, log: cfg.Env.Log, home: home{
+		stateDir: cfg.Env.StateDir, keeper: cfg.Env.Keeper, files: map[Key]*served{}, added: make(chan struct{}),
+	}}
 	if k.log == nil {
 		k.log = slog.New(slog.DiscardHandler)
 	}
 	if k.cfg.InTree == nil {
 		k.cfg.InTree = inTree
 	}
+	k.home.log = k.log
 	k.ctx, k.stop = context.WithCancel(context.Background())
+	k.survivors()
 	k.env.Handle(methodOp, k.home.handle)
 	k.env.Handle(methodGone, k.gone)
 	return k
@@ -103,7 +108,8 @@ func (k *Kinds) All() []carry.Kind {
 	return []carry.Kind{device{}, path{k}, shared{k}, streamed{k}}
 }
 
-// Close stops serving. Bodies elsewhere wait until a successor resumes.
+// Close stops serving. What bodies elsewhere do waits for a successor, which
+// resumes their placements.
 func (k *Kinds) Close() error {
 	k.stop()
 	k.wg.Wait()
@@ -114,9 +120,24 @@ func (k *Kinds) Close() error {
 	}
 	k.home.mu.Unlock()
 	for _, s := range all {
-		k.home.release(s)
+		k.home.release(s, true)
 	}
 	return nil
+}
+
+// Resumed says that every placement that a predecessor of this daemon knew is
+// resumed: what else it served is gone.
+func (k *Kinds) Resumed() {
+	k.home.mu.Lock()
+	defer k.home.mu.Unlock()
+	k.home.resumed = true
+	close(k.home.added)
+	k.home.added = make(chan struct{})
+	for _, key := range journals(k.env.StateDir) {
+		if k.home.files[key] == nil {
+			os.Remove(journalPath(k.env.StateDir, key))
+		}
+	}
 }
 
 func (k *Kinds) background(fn func(ctx context.Context)) {

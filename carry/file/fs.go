@@ -156,6 +156,9 @@ func (f *FS) exchange(c *net.UnixConn) (*os.File, error) {
 	if err == nil && len(got) != 2 {
 		err = fmt.Errorf("file server sent %d descriptors", len(got))
 	}
+	if err == nil {
+		got[1], err = reopenDir(got[1])
+	}
 	if err == nil && b == WelcomeFresh {
 		err = errors.Join(f.cfg.Keeper.Drop(f.ctx, keptDevice), f.cfg.Keeper.Drop(f.ctx, keptMount),
 			f.cfg.Keeper.Keep(f.ctx, keptDevice, got[0]), f.cfg.Keeper.Keep(f.ctx, keptMount, got[1]))
@@ -168,6 +171,18 @@ func (f *FS) exchange(c *net.UnixConn) (*os.File, error) {
 	}
 	got[0].Close()
 	return got[1], nil
+}
+
+// reopenDir takes over the root of the mount and opens it for reading: what
+// fsmount returns is O_PATH, and the kernel gives no such descriptor to another
+// process's table (SECCOMP_IOCTL_NOTIF_ADDFD uses fget, which refuses it).
+func reopenDir(f *os.File) (*os.File, error) {
+	fd, err := unix.Openat(int(f.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return f, fmt.Errorf("open the mount's root: %w", err)
+	}
+	f.Close()
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 const (

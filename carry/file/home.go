@@ -3,6 +3,7 @@ package file
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"sync"
 
@@ -14,8 +15,14 @@ import (
 
 // home holds the descriptions that this node serves to others.
 type home struct {
-	mu    sync.Mutex
-	files map[Key]*served
+	stateDir string
+	keeper   carry.Keeper
+	log      *slog.Logger
+
+	mu      sync.Mutex
+	files   map[Key]*served
+	added   chan struct{} // closed and replaced when one is added
+	resumed bool          // no more of a predecessor's will be added
 }
 
 // served is one carried description at home.
@@ -24,6 +31,9 @@ type home struct {
 type served struct {
 	key   Key
 	guest unum.NodeID
+	home  *home
+	log   *journal
+	spool *spool // of a pipe
 
 	ops      sync.WaitGroup // ops being executed
 	released chan struct{}  // closed with the last descriptor
@@ -35,6 +45,7 @@ type served struct {
 	cancel map[uint64]func()       // ops that wait
 	early  map[uint64]bool         // cancelled before they came
 	owners map[uint64]*os.File     // record locks, an open of the file for each lock owner
+	before map[uint64]*journalSlot // ops that a predecessor had begun
 }
 
 // description is one open file description that ops are executed on.
@@ -52,39 +63,63 @@ type outcome struct {
 	res   Result
 }
 
-func (h *home) add(key Key, guest unum.NodeID, file *os.File, isStream bool) (*served, error) {
-	d, err := describe(file, isStream)
-	if err != nil {
-		return nil, err
-	}
-	s := &served{
-		key: key, guest: guest, released: make(chan struct{}),
-		open: map[uint64]*description{0: d}, done: map[uint64]*outcome{},
-		cancel: map[uint64]func(){}, early: map[uint64]bool{}, owners: map[uint64]*os.File{},
-	}
+// add begins to serve a description, or goes on where a predecessor was.
+func (h *home) add(key Key, guest unum.NodeID, file *os.File, isStream, resume bool) (_ *served, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.files[key] != nil {
-		d.close()
 		return nil, fmt.Errorf("descriptor %d of placement %x: %w", key.Num, key.Placement, unum.ErrExists)
 	}
+	if !resume {
+		os.Remove(journalPath(h.stateDir, key))
+	}
+	j, err := openJournal(h.stateDir, key)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			j.close(!resume)
+		}
+	}()
+	j.setGuest(string(guest))
+	s := &served{
+		key: key, guest: guest, home: h, log: j, released: make(chan struct{}),
+		open: map[uint64]*description{}, done: map[uint64]*outcome{}, cancel: map[uint64]func(){},
+		early: map[uint64]bool{}, owners: map[uint64]*os.File{}, before: map[uint64]*journalSlot{},
+	}
+	if isStream {
+		j.head.Stream = 1
+		s.spool = &spool{key: key, log: j, keeper: h.keeper}
+	}
+	d, err := h.describe(s, file)
+	if err != nil {
+		return nil, err
+	}
+	s.open[0] = d
+	if resume {
+		if err := h.restore(s); err != nil {
+			d.close()
+			return nil, err
+		}
+	}
 	h.files[key] = s
+	close(h.added)
+	h.added = make(chan struct{})
 	return s, nil
 }
 
-func describe(file *os.File, isStream bool) (*description, error) {
+func (h *home) describe(s *served, file *os.File) (*description, error) {
 	d := &description{file: file, fd: int(file.Fd())}
 	fl, err := unix.FcntlInt(file.Fd(), unix.F_GETFL, 0)
 	if err != nil {
 		return nil, err
 	}
 	d.flags = uint32(fl) & sharedFlags
-	if isStream {
-		st, err := newStream(file)
-		if err != nil {
+	if s.log.head.Stream != 0 {
+		if d.stream, err = newStream(file, s.spool); err != nil {
 			return nil, err
 		}
-		d.stream = st
 	}
 	return d, nil
 }
@@ -96,9 +131,10 @@ func (d *description) close() {
 	d.file.Close()
 }
 
-// release closes everything of s and forgets it. It waits for ops that are
-// being executed; those that wait for something are answered EINTR.
-func (h *home) release(s *served) {
+// release closes everything of s and forgets it; with keep, it is left to a
+// successor of this daemon. It waits for ops that are being executed; those
+// that wait for something are answered EINTR.
+func (h *home) release(s *served, keep bool) {
 	h.mu.Lock()
 	if h.files[s.key] == s {
 		delete(h.files, s.key)
@@ -127,13 +163,35 @@ func (h *home) release(s *served) {
 	for _, f := range s.owners {
 		f.Close()
 	}
+	if s.spool != nil {
+		s.spool.close()
+	}
+	if !keep {
+		h.dropKept(s)
+	}
+	s.log.close(!keep)
 	close(s.released)
 }
 
-func (h *home) find(key Key) *served {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.files[key]
+// await finds what is served under key. What a predecessor has served and
+// this daemon does not yet is waited for. nil: nothing.
+func (h *home) await(ctx context.Context, key Key) (*served, error) {
+	for {
+		h.mu.Lock()
+		s, added, resumed := h.files[key], h.added, h.resumed
+		h.mu.Unlock()
+		if s != nil || resumed {
+			return s, nil
+		}
+		if _, err := os.Stat(journalPath(h.stateDir, key)); err != nil {
+			return nil, nil
+		}
+		select {
+		case <-added:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // holds says whether the node serves descriptor fd of process pid to another
@@ -162,7 +220,10 @@ func (h *home) handle(ctx context.Context, from unum.NodeID, req []byte) ([]byte
 	if err != nil {
 		return nil, &unum.Error{Op: "file op", Node: from, Err: err}
 	}
-	s := h.find(op.Key)
+	s, err := h.await(ctx, op.Key)
+	if err != nil {
+		return nil, err
+	}
 	if s == nil || s.guest != from {
 		res := Result{Errno: unix.EIO}
 		if op.Code == OpRelease {
@@ -171,7 +232,7 @@ func (h *home) handle(ctx context.Context, from unum.NodeID, req []byte) ([]byte
 		return res.Encode(), nil
 	}
 	if op.Code == OpRelease && op.Fh == 0 {
-		h.release(s)
+		h.release(s, false)
 		return (&Result{}).Encode(), nil
 	}
 	res := s.do(ctx, op)
@@ -183,6 +244,9 @@ func (s *served) do(ctx context.Context, op *Op) Result {
 	s.mu.Lock()
 	for _, u := range op.Acked {
 		delete(s.done, u)
+		if !s.closed {
+			s.log.forget(u)
+		}
 	}
 	if s.closed {
 		s.mu.Unlock()
@@ -217,12 +281,18 @@ func (s *served) do(ctx context.Context, op *Op) Result {
 		}
 	}
 	d := s.open[op.Fh]
+	slot := s.before[op.Unique]
+	delete(s.before, op.Unique)
 	s.ops.Add(1)
 	s.mu.Unlock()
 	defer s.ops.Done()
 
 	res := Result{Errno: unix.EBADF}
-	if d != nil || op.Code == OpReopen || op.Code == OpUnlock {
+	switch {
+	case d == nil && op.Code != OpReopen && op.Code != OpUnlock:
+	case slot != nil:
+		res = s.again(wait, d, op, slot)
+	default:
 		res = s.execute(wait, d, op)
 	}
 	if o != nil {
@@ -256,9 +326,17 @@ func (h *homeHalf) Close() error {
 		return nil
 	default:
 	}
-	h.k.background(func(ctx context.Context) {
-		h.k.awaitGuest(ctx, h.s)
-		h.k.home.release(h.s)
+	err := h.k.home.survive(h.k.ctx, h.s)
+	h.k.outlive(h.s)
+	return err
+}
+
+// outlive serves s until the guest has closed it.
+func (k *Kinds) outlive(s *served) {
+	k.background(func(ctx context.Context) {
+		k.awaitGuest(ctx, s)
+		if ctx.Err() == nil {
+			k.home.release(s, false)
+		}
 	})
-	return nil
 }

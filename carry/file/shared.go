@@ -54,11 +54,11 @@ func describeShared(kind string, fd *carry.FD) *carry.Desc {
 }
 
 func (s shared) Serve(_ context.Context, pl carry.Placement, d *carry.Desc, file *os.File) (carry.Home, error) {
-	return s.k.serve(pl, d, file, false)
+	return s.k.serve(pl, d, file, false, false)
 }
 
 func (s shared) ResumeHome(_ context.Context, pl carry.Placement, d *carry.Desc, file *os.File) (carry.Home, error) {
-	return s.k.serve(pl, d, file, false)
+	return s.k.serve(pl, d, file, false, true)
 }
 
 func (s shared) Land(ctx context.Context, pl carry.Placement, d *carry.Desc) (carry.Guest, error) {
@@ -90,11 +90,11 @@ func (s streamed) Claim(ctx context.Context, p *carry.Proc, fd *carry.FD) (*carr
 }
 
 func (s streamed) Serve(_ context.Context, pl carry.Placement, d *carry.Desc, file *os.File) (carry.Home, error) {
-	return s.k.serve(pl, d, file, true)
+	return s.k.serve(pl, d, file, true, false)
 }
 
 func (s streamed) ResumeHome(_ context.Context, pl carry.Placement, d *carry.Desc, file *os.File) (carry.Home, error) {
-	return s.k.serve(pl, d, file, true)
+	return s.k.serve(pl, d, file, true, true)
 }
 
 func (s streamed) Land(ctx context.Context, pl carry.Placement, d *carry.Desc) (carry.Guest, error) {
@@ -109,8 +109,8 @@ func keyOf(pl carry.Placement, d *carry.Desc) Key {
 	return Key{Placement: pl.ID, Num: int32(d.Nums[0])}
 }
 
-func (k *Kinds) serve(pl carry.Placement, d *carry.Desc, file *os.File, stream bool) (carry.Home, error) {
-	s, err := k.home.add(keyOf(pl, d), pl.Guest, file, stream)
+func (k *Kinds) serve(pl carry.Placement, d *carry.Desc, file *os.File, stream, resume bool) (carry.Home, error) {
+	s, err := k.home.add(keyOf(pl, d), pl.Guest, file, stream, resume)
 	if err != nil {
 		file.Close()
 		return nil, &unum.Error{Op: "serve " + d.Kind, Pid: pl.Pid, Node: pl.Guest, Err: err}

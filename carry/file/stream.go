@@ -19,10 +19,11 @@ import (
 // carried one is, and waits in Go's poller: a thousand waiting readers cost no
 // thread.
 type stream struct {
-	f    *os.File
-	rc   syscall.RawConn
-	done chan struct{}
-	wake chan struct{} // one token: there are waiters
+	f     *os.File
+	rc    syscall.RawConn
+	spool *spool
+	done  chan struct{}
+	wake  chan struct{} // one token: there are waiters
 
 	mu      sync.Mutex
 	closed  bool
@@ -34,7 +35,7 @@ type waiter struct {
 	res chan Result // buffered
 }
 
-func newStream(file *os.File) (*stream, error) {
+func newStream(file *os.File, sp *spool) (*stream, error) {
 	fl, err := unix.FcntlInt(file.Fd(), unix.F_GETFL, 0)
 	if err != nil {
 		return nil, err
@@ -49,7 +50,7 @@ func newStream(file *os.File) (*stream, error) {
 		f.Close()
 		return nil, err
 	}
-	s := &stream{f: f, rc: rc, done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	s := &stream{f: f, rc: rc, spool: sp, done: make(chan struct{}), wake: make(chan struct{}, 1)}
 	go s.pump()
 	return s, nil
 }
@@ -74,10 +75,10 @@ func (s *stream) close() {
 
 // transfer reads, or writes if the descriptor was opened for both.
 func (s *stream) transfer(ctx context.Context, op *Op) Result {
-	// A full answer makes the guest's kernel ask for the rest of a larger
-	// read, which would wait where a pipe returns what it has.
-	if op.Code == OpRead && op.Count >= MaxIO {
-		op.Count = MaxIO - 4096
+	// Less than MaxIO: a full answer makes the guest's kernel ask for the
+	// rest of a larger read, which would wait where a pipe returns what it has.
+	if op.Code == OpRead {
+		op.Count = min(op.Count, slotData)
 	}
 	return s.submit(ctx, op, op.Flags&unix.O_NONBLOCK == 0)
 }
@@ -98,7 +99,7 @@ func (s *stream) submit(ctx context.Context, op *Op, wait bool) Result {
 		if !interrupted {
 			var res Result
 			if s.f != nil {
-				s.rc.Control(func(fd uintptr) { res = try(int(fd), op) })
+				s.rc.Control(func(fd uintptr) { res = s.try(int(fd), op) })
 			}
 			if res.Errno != unix.EAGAIN || !wait {
 				s.mu.Unlock()
@@ -150,7 +151,7 @@ func (s *stream) pump() {
 					left = append(left, w)
 					continue
 				}
-				if res := try(int(fd), w.op); res.Errno != unix.EAGAIN {
+				if res := s.try(int(fd), w.op); res.Errno != unix.EAGAIN {
 					w.res <- res
 					continue
 				}
@@ -171,16 +172,14 @@ func (s *stream) pump() {
 	}
 }
 
-// try does op without waiting; EAGAIN if it would wait.
-func try(fd int, op *Op) Result {
+// try does op without waiting; EAGAIN if it would wait. Lock: s.mu.
+func (s *stream) try(fd int, op *Op) Result {
 	for {
 		var n int
 		var err error
-		var buf []byte
 		switch op.Code {
 		case OpRead:
-			buf = make([]byte, op.Count)
-			n, err = unix.Read(fd, buf)
+			return s.spool.take(fd, op)
 		case OpWrite:
 			n, err = unix.Write(fd, op.Data)
 		case OpPoll, OpPollWait:
@@ -191,15 +190,8 @@ func try(fd int, op *Op) Result {
 				err = unix.EAGAIN
 			}
 		}
-		if err == unix.EINTR {
-			continue
+		if err != unix.EINTR {
+			return outcomeOf(int64(n), err)
 		}
-		if err != nil {
-			return outcomeOf(0, err)
-		}
-		if op.Code == OpRead {
-			return Result{N: int64(n), Data: buf[:n]}
-		}
-		return Result{N: int64(n)}
 	}
 }

@@ -26,3 +26,11 @@ func futimens(fd int, ts [2]unix.Timespec) error {
 	}
 	return nil
 }
+
+func journalViews(mem []byte) (*journalHead, []journalSlot) {
+	const head = 4096
+	var h *journalHead
+	_ = [1]struct{}{}[unsafe.Sizeof(*h)/(head+1)] // the head fits its page
+	_ = [1]struct{}{}[journalSlots*unsafe.Sizeof(journalSlot{})/(journalSize-head+1)]
+	return (*journalHead)(unsafe.Pointer(&mem[0])), unsafe.Slice((*journalSlot)(unsafe.Pointer(&mem[head])), journalSlots)
+}
