@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/signal"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"unum/ctl"
+	"unum/sys"
 )
 
 // Exit codes of unum's own, as env(1) and docker run have them. Otherwise the
@@ -30,17 +31,21 @@ type codeError struct {
 func (e *codeError) Error() string { return e.err.Error() }
 func (e *codeError) Unwrap() error { return e.err }
 
-// commandError gives the failure to start a command its exit code.
-func commandError(err error) error {
+// commandError gives the failure to start a command its exit code, and says
+// which command it was.
+func commandError(name string, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
-		return &codeError{exitNotFound, err}
+		if !strings.Contains(name, "/") {
+			return &codeError{exitNotFound, fmt.Errorf("%s: command not found", name)}
+		}
+		return &codeError{exitNotFound, fmt.Errorf("%s: %w", name, err)}
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.ENOEXEC), errors.Is(err, syscall.E2BIG),
 		errors.Is(err, syscall.EISDIR), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP),
 		errors.Is(err, syscall.ETXTBSY), errors.Is(err, syscall.ELIBBAD), errors.Is(err, syscall.EINVAL):
-		return &codeError{exitCannot, err}
+		return &codeError{exitCannot, fmt.Errorf("%s: %w", name, err)}
 	}
 	return err
 }
@@ -68,8 +73,7 @@ func endLike(e ctl.Exit) int {
 	}
 	sig := unix.Signal(e.Signal)
 	unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}) // the command's core is enough
-	signal.Reset(sig)
-	unix.Kill(unix.Getpid(), sig)
+	sys.DieBySignal(sig)
 	// Not ended: it is ignored here, or pid 1. Say it as a shell does.
 	return 128 + e.Signal
 }

@@ -107,7 +107,10 @@ func runInPlace(ctx context.Context, o runOptions) error {
 		// No #! line: as a shell would.
 		err = syscall.Exec("/bin/sh", append([]string{"sh", path}, o.argv[1:]...), env)
 	}
-	return commandError(fmt.Errorf("%s: %w", o.argv[0], err))
+	if e := commandError(o.argv[0], err); e != err {
+		return e
+	}
+	return fmt.Errorf("%s: %w", o.argv[0], err)
 }
 
 // checkNode refuses a node that cannot take anything. Any daemon knows.

@@ -103,7 +103,7 @@ func run(ctx context.Context, o runOptions) error {
 	if o.detach {
 		pid, err := cl.Detach(ctx, req)
 		if err != nil {
-			return commandError(err)
+			return commandError(req.Argv[0], err)
 		}
 		fmt.Println(pid)
 		return nil
@@ -115,7 +115,7 @@ func run(ctx context.Context, o runOptions) error {
 func runThrough(ctx context.Context, cl *ctl.Client, req *ctl.RunRequest) error {
 	exit, err := cl.Run(ctx, req, ctl.Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
 	if err != nil {
-		return commandError(err)
+		return commandError(req.Argv[0], err)
 	}
 	return &ended{exit}
 }
