@@ -93,14 +93,13 @@ func running(dir string) bool {
 // reserve picks and claims a name, and clears what killed plays have left.
 // Preconditions: the lock of the base is held.
 func reserve(ctx context.Context, c *Config) (*os.File, error) {
-	var errs []error
 	for _, name := range names(c.base) {
-		if !running(filepath.Join(c.base, name)) {
-			errs = append(errs, remove(ctx, c.base, name))
+		if running(filepath.Join(c.base, name)) {
+			continue
 		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, fmt.Errorf("clear what a killed play left: %w", err)
+		if err := remove(ctx, c.base, name); err != nil {
+			return nil, fmt.Errorf("clear what the killed play %s left: %w", name, err)
+		}
 	}
 	if c.Name == "" {
 		c.Name = "play"

@@ -98,7 +98,9 @@ func start(ctx context.Context, c *Config) (_ *Play, err error) {
 	p.keep = newKeeper()
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.Stop(context.WithoutCancel(ctx)))
+			if e := p.Stop(context.WithoutCancel(ctx)); e != nil {
+				err = fmt.Errorf("%w; and then: %v", err, e)
+			}
 		}
 	}()
 	if err := p.prepare(ctx, c); err != nil {

@@ -26,6 +26,9 @@ const (
 	stubFD   = 102
 )
 
+// stubName is what ps calls pid 1.
+const stubName = "unum-world"
+
 // stageConfig is Config as it crosses to the stages.
 type stageConfig struct {
 	Config
@@ -70,6 +73,9 @@ func stage1() error {
 		birth = int(f.Fd())
 	}
 	originalLimits()
+	if err := wanted(); err != nil {
+		return err
+	}
 	pid, err := forkExec(unix.CLONE_NEWPID|unix.CLONE_NEWNS|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS,
 		birth, reportFD, "/proc/self/exe", []string{"unum", Stage2Command}, nil)
 	if err != nil {
@@ -133,7 +139,21 @@ func stage2() error {
 		}
 	}
 	originalLimits()
-	return becomeStub(c.Filter, stubFD, "unum-world", c.Cookie)
+	if err := wanted(); err != nil {
+		return err
+	}
+	return becomeStub(c.Filter, stubFD, stubName, c.Cookie)
+}
+
+// wanted fails if the daemon that asked for the world has died: its successor
+// may have looked for a world before this one could be found, and make
+// another.
+func wanted() error {
+	p := []unix.PollFd{{Fd: reportFD}}
+	if _, err := unix.Poll(p, 0); err == nil && p[0].Revents&unix.POLLERR != 0 {
+		return errors.New("the daemon is gone")
+	}
+	return nil
 }
 
 func readStageConfig() (*stageConfig, error) {
@@ -257,9 +277,9 @@ func release() (major, minor int) {
 // memfd returns a file in memory that every user may execute. MFD_EXEC is
 // 6.3; before, such files are always executable.
 func memfd(image []byte) (int, error) {
-	fd, err := unix.MemfdCreate("unum-world", unix.MFD_CLOEXEC|unix.MFD_EXEC)
+	fd, err := unix.MemfdCreate(stubName, unix.MFD_CLOEXEC|unix.MFD_EXEC)
 	if err == unix.EINVAL {
-		fd, err = unix.MemfdCreate("unum-world", unix.MFD_CLOEXEC)
+		fd, err = unix.MemfdCreate(stubName, unix.MFD_CLOEXEC)
 	}
 	if err != nil {
 		return -1, fmt.Errorf("memfd_create: %w", err)

@@ -64,8 +64,8 @@ func Start(ctx context.Context, c Config) (*World, error) {
 }
 
 func start(ctx context.Context, c *Config) (_ *World, err error) {
-	if _, err := findPid1(c.Cgroup); err == nil {
-		return nil, fmt.Errorf("cgroup %s: %w", c.Cgroup.Name(), unum.ErrExists)
+	if err := noWorld(c.Cgroup); err != nil {
+		return nil, err
 	}
 	if err := os.MkdirAll(c.Mount, 0o755); err != nil {
 		return nil, err
@@ -77,7 +77,9 @@ func start(ctx context.Context, c *Config) (_ *World, err error) {
 	defer func() {
 		if err != nil {
 			group.Kill()
-			err = errors.Join(err, group.Remove(ctx))
+			if e := group.Remove(context.WithoutCancel(ctx)); e != nil {
+				err = fmt.Errorf("%w; and then: %v", err, e)
+			}
 		}
 	}()
 	sc := stageConfig{Config: *c, CgroupName: group.Name()}
@@ -92,6 +94,21 @@ func start(ctx context.Context, c *Config) (_ *World, err error) {
 		return nil, err
 	}
 	return newWorld(c, group, pid1, pidfd)
+}
+
+// noWorld waits for the end of a world that a dead daemon had half made, and
+// fails if there is a whole one.
+func noWorld(node *cgroup.Group) error {
+	for deadline := time.Now().Add(halfMade); ; time.Sleep(time.Millisecond) {
+		pid1, err := findPid1(node)
+		if err != nil {
+			return nil
+		}
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid1))
+		if err == nil && strings.HasPrefix(exe, "/memfd:"+stubName) || time.Now().After(deadline) {
+			return fmt.Errorf("pid 1 is %d: %w", pid1, unum.ErrExists)
+		}
+	}
 }
 
 // runStages starts the stages and returns when the stub runs, or what they

@@ -28,6 +28,14 @@ func TestMain(m *testing.M) {
 			os.Exit(Stage1())
 		case Stage2Command:
 			os.Exit(Stage2())
+		case "start-and-wait":
+			c, err := readStageConfig()
+			if err == nil {
+				c.Cgroup = cgroup.Open(c.CgroupName)
+				_, err = Start(context.Background(), c.Config)
+			}
+			fmt.Println(err)
+			unix.Pause()
 		}
 	}
 	unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -310,6 +318,59 @@ func TestKillLeavesNothing(t *testing.T) {
 	if err := KillIn(context.Background(), c.Cgroup); err != nil {
 		t.Errorf("KillIn without a world: %v", err)
 	}
+}
+
+// A daemon that dies at any moment of a start leaves either a world that the
+// next one takes over, or none; never two.
+func TestDaemonDiesInStart(t *testing.T) {
+	c := testConfig(t)
+	started, tookOver := 0, 0
+	for i := range 24 {
+		f, err := configFile(&stageConfig{Config: c, CgroupName: c.Cgroup.Name()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("/proc/self/exe", "start-and-wait")
+		cmd.ExtraFiles = []*os.File{f}
+		out := new(bytes.Buffer)
+		cmd.Stdout = out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		time.Sleep(time.Duration(i) * time.Millisecond)
+		cmd.Process.Kill()
+		cmd.WaitDelay = time.Millisecond // its stages have its output
+		cmd.Wait()
+
+		w, err := Attach(context.Background(), c)
+		tookOver++
+		if errors.Is(err, unum.ErrNoProcess) {
+			w, err = Start(context.Background(), c)
+			tookOver--
+			started++
+		}
+		if err != nil {
+			t.Fatalf("killed after %d ms: %v", i, err)
+		}
+		if tid := receive(t, w.Listener()); tid != w.Pid1HostPid() {
+			t.Errorf("killed after %d ms: the call came from %d", i, tid)
+		}
+		var pids []int
+		for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			if pids, err = w.HostPids(); len(pids) == 1 {
+				break
+			}
+		}
+		if err != nil || !slices.Equal(pids, []int{w.Pid1HostPid()}) {
+			t.Errorf("killed after %d ms: the world has %v, %v; pid 1 is %d", i, pids, err, w.Pid1HostPid())
+		}
+		end(t, w)
+		for reaped := 1; reaped > 0; { // the stages became this process's children
+			reaped, _ = unix.Wait4(-1, nil, unix.WNOHANG, nil)
+		}
+	}
+	t.Logf("%d taken over, %d started", tookOver, started)
 }
 
 func TestStartFails(t *testing.T) {
