@@ -154,18 +154,12 @@ func (d *servedBulk) frame(c *conn, h header, body []byte) error {
 	if err != nil {
 		return err
 	}
-	a := d.r.ep.acceptor(string(name))
-	if a == nil {
-		c.lock()
-		c.buf = appendFrame(c.buf, frameClose, h.id, encodeError(fmt.Errorf("%w: service %s", unum.ErrNoMethod, name)))
-		c.queue()
-		return nil
-	}
 	ch, err := d.channels.accept(h.id)
 	if err != nil {
 		return err
 	}
-	d.r.ep.goOn(func() { a(d.r.ep.ctx, d.r.id, first, ch) })
+	service := string(name)
+	d.r.ep.goOn(func() { d.r.ep.serve(service, d.r.id, first, ch) })
 	return nil
 }
 

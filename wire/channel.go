@@ -48,7 +48,7 @@ type channel struct {
 type link interface {
 	data(ctx context.Context, id uint64, msg []byte) error
 	credit(id uint64, n int)
-	closing(id uint64, tell bool)
+	closing(id uint64, tell bool, why error)
 }
 
 func newChannel(s link, id uint64) *channel {
@@ -154,7 +154,10 @@ func (c *channel) Recv(ctx context.Context) ([]byte, error) {
 }
 
 // Close implements unum.Channel. What was sent before still arrives.
-func (c *channel) Close() error {
+func (c *channel) Close() error { return c.refuse(nil) }
+
+// refuse closes the channel; the peer's Recv returns why, or io.EOF for nil.
+func (c *channel) refuse(why error) error {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
@@ -166,7 +169,7 @@ func (c *channel) Close() error {
 	c.mu.Unlock()
 	signal(c.recvReady)
 	signal(c.sendReady)
-	c.s.closing(c.id, tell)
+	c.s.closing(c.id, tell, why)
 	return nil
 }
 
@@ -244,11 +247,16 @@ func (s *channels) credit(id uint64, n int) {
 	s.c.flush()
 }
 
-func (s *channels) closing(id uint64, tell bool) {
+func (s *channels) closing(id uint64, tell bool, why error) {
 	s.remove(id)
-	if tell {
-		s.c.lock()
-		s.c.buf = appendHeader(s.c.buf, frameClose, id, 0)
-		s.c.flush()
+	if !tell {
+		return
 	}
+	var body []byte
+	if why != nil {
+		body = encodeError(why)
+	}
+	s.c.lock()
+	s.c.buf = appendFrame(s.c.buf, frameClose, id, body)
+	s.c.flush()
 }

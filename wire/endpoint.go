@@ -30,6 +30,10 @@ type Config struct {
 	// Dial makes the connections; nil is a net.Dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	Log  *slog.Logger // nil discards
+	// Hold lets calls of unknown methods and channels to unknown services wait
+	// until Ready: a daemon that was restarted opens its port first, and what
+	// its peers repeat then must not fail because a handler is not there yet.
+	Hold bool
 }
 
 // Endpoint is a node's end of all its connections. Its methods may be called
@@ -41,6 +45,8 @@ type Endpoint struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	pool   workers
+	ready  context.Context // ends with Ready
+	isNow  context.CancelFunc
 
 	// mu guards the tables. Lock order: remote.mu, then mu; conn.mu last.
 	mu        sync.RWMutex
@@ -104,6 +110,10 @@ func New(cfg Config) (*Endpoint, error) {
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.pool.wg = &e.wg
+	e.ready, e.isNow = context.WithCancel(context.Background())
+	if !cfg.Hold {
+		e.isNow()
+	}
 	return e, nil
 }
 
@@ -116,6 +126,9 @@ func (e *Endpoint) Handle(method string, h unum.Handler) {
 	defer e.mu.Unlock()
 	e.handlers[method] = h
 }
+
+// Ready says that all handlers and acceptors are registered. See Config.Hold.
+func (e *Endpoint) Ready() { e.isNow() }
 
 // HandleTell registers what takes the one-way messages of a method. f runs in
 // the connection's reader: it must be quick and wait for nothing; msg is its
@@ -165,10 +178,34 @@ func (e *Endpoint) peerChanged(id unum.NodeID, inc unum.Incarnation, connected b
 	}
 }
 
+// handler returns who answers a method; for unknown ones, what says so.
 func (e *Endpoint) handler(method []byte) unum.Handler {
 	e.mu.RLock()
-	defer e.mu.RUnlock()
-	return e.handlers[string(method)]
+	h := e.handlers[string(method)]
+	e.mu.RUnlock()
+	if h != nil {
+		return h
+	}
+	name := string(method)
+	return func(ctx context.Context, from unum.NodeID, req []byte) ([]byte, error) {
+		e.held(ctx)
+		e.mu.RLock()
+		h := e.handlers[name]
+		e.mu.RUnlock()
+		if h == nil {
+			return nil, fmt.Errorf("%w: %s", unum.ErrNoMethod, name)
+		}
+		return h(ctx, from, req)
+	}
+}
+
+// held waits until the endpoint is ready, or ctx or the endpoint end.
+func (e *Endpoint) held(ctx context.Context) {
+	select {
+	case <-e.ready.Done():
+	case <-ctx.Done():
+	case <-e.ctx.Done():
+	}
 }
 
 func (e *Endpoint) tell(method []byte) func(unum.NodeID, []byte) {
@@ -177,10 +214,22 @@ func (e *Endpoint) tell(method []byte) func(unum.NodeID, []byte) {
 	return e.tells[string(method)]
 }
 
-func (e *Endpoint) acceptor(service string) unum.Acceptor {
+// serve runs the acceptor of a channel; unknown services refuse it.
+func (e *Endpoint) serve(service string, from unum.NodeID, first []byte, ch *channel) {
 	e.mu.RLock()
-	defer e.mu.RUnlock()
-	return e.acceptors[service]
+	a := e.acceptors[service]
+	e.mu.RUnlock()
+	if a == nil {
+		e.held(e.ctx)
+		e.mu.RLock()
+		a = e.acceptors[service]
+		e.mu.RUnlock()
+	}
+	if a == nil {
+		ch.refuse(fmt.Errorf("%w: service %s", unum.ErrNoMethod, service))
+		return
+	}
+	a(e.ctx, from, first, ch)
 }
 
 // Peer returns a node as others see it. For the endpoint's own name calls and

@@ -212,7 +212,7 @@ func (r *remote) tell(method string, msg []byte) bool {
 		return false
 	}
 	ctl.lock()
-	if len(ctl.buf) > maxQueued || ctl.err != nil {
+	if len(ctl.buf) > 2*maxQueued || ctl.err != nil { // large calls fill half of it
 		ctl.mu.Unlock()
 		return false
 	}

@@ -3,7 +3,6 @@ package wire
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 
 	"unum"
@@ -21,9 +20,6 @@ func (p self) Call(ctx context.Context, method string, req []byte) ([]byte, erro
 		return nil, err
 	}
 	h := p.e.handler([]byte(method))
-	if h == nil {
-		return nil, &unum.Error{Op: "call " + method, Node: p.Node(), Err: unum.ErrNoMethod}
-	}
 	type answer struct {
 		res []byte
 		err error
@@ -59,13 +55,8 @@ func (p self) Open(ctx context.Context, service string, first []byte) (unum.Chan
 		return nil, err
 	}
 	near, far := p.e.pair()
-	a := p.e.acceptor(service)
-	if a == nil {
-		near.end(fmt.Errorf("%w: service %s", unum.ErrNoMethod, service))
-		return near, nil
-	}
 	first = bytes.Clone(first)
-	if !p.e.goOn(func() { a(p.e.ctx, p.Node(), first, far) }) {
+	if !p.e.goOn(func() { p.e.serve(service, p.Node(), first, far) }) {
 		near.Close()
 		return nil, &unum.Error{Op: "open " + service, Node: p.Node(), Err: ErrClosed}
 	}
@@ -95,9 +86,12 @@ func (l *inner) data(_ context.Context, _ uint64, msg []byte) error {
 
 func (l *inner) credit(_ uint64, n int) { l.other.addCredit(n) }
 
-func (l *inner) closing(_ uint64, tell bool) {
+func (l *inner) closing(_ uint64, tell bool, why error) {
+	if why == nil {
+		why = io.EOF
+	}
 	if tell {
-		l.other.end(io.EOF)
+		l.other.end(why)
 	}
 	l.stop() // nothing waits any more: the other end has ended too
 }

@@ -210,12 +210,6 @@ func (s *session) begin(c *conn, id uint64, method, req []byte) {
 	}
 	in := &inbound{s: s, id: id, handler: s.ep.handler(method), req: req}
 	s.calls[id] = in
-	if in.handler == nil {
-		name := string(method)
-		in.handler = func(context.Context, unum.NodeID, []byte) ([]byte, error) {
-			return nil, fmt.Errorf("%w: %s", unum.ErrNoMethod, name)
-		}
-	}
 	in.ctx.parent = s.ctx
 	s.mu.Unlock()
 	s.ep.pool.do(in)

@@ -352,6 +352,44 @@ func TestPeerRestarts(t *testing.T) {
 	}
 }
 
+// A daemon opens its port before it has its handlers.
+func TestHold(t *testing.T) {
+	c := newCluster(t)
+	a := c.node("a")
+	cfg := c.config("b")
+	cfg.Hold = true
+	b := c.start(cfg)
+	ctx := within(t, 10*time.Second)
+	var wg sync.WaitGroup
+	for _, e := range []*Endpoint{a, b} {
+		wg.Go(func() {
+			if res, err := e.Peer("b").Call(ctx, "echo", []byte("x")); err != nil || string(res) != "x" {
+				t.Errorf("call: %q, %v", res, err)
+			}
+		})
+		wg.Go(func() {
+			if _, err := e.Peer("b").Call(ctx, "nothing", nil); !errors.Is(err, unum.ErrNoMethod) {
+				t.Errorf("unknown method: %v", err)
+			}
+		})
+		wg.Go(func() {
+			ch, err := e.Peer("b").Open(ctx, "bye", nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if _, err := ch.Recv(ctx); err != io.EOF {
+				t.Errorf("channel: %v", err)
+			}
+		})
+	}
+	time.Sleep(50 * time.Millisecond)
+	b.Handle("echo", echo)
+	b.Accept("bye", func(_ context.Context, _ unum.NodeID, _ []byte, ch unum.Channel) { ch.Close() })
+	b.Ready()
+	wg.Wait()
+}
+
 func TestStrangersAreRefused(t *testing.T) {
 	c := newCluster(t)
 	a := c.node("a")

@@ -1,10 +1,13 @@
 package etcd
 
 import (
+	"bufio"
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"testing"
 	"time"
 
@@ -124,7 +127,6 @@ func TestVoterRestarts(t *testing.T) {
 		t.Errorf("n2's lease is lost: %v", l2.Err())
 	default:
 	}
-	began = time.Now()
 	if err := n2.SetState(ctx, "n2", 1, unum.Up); err != nil {
 		t.Error(err)
 	}
@@ -134,4 +136,83 @@ func TestVoterRestarts(t *testing.T) {
 		}
 	}
 	t.Error("the watch did not go on")
+}
+
+// A voter's process is killed by SIGKILL in the middle of writing: what was
+// answered is there afterwards, also without fsync, and clients go on.
+func TestVoterKilled(t *testing.T) {
+	dir := tempDir(t)
+	child := func() (*exec.Cmd, *bufio.Scanner) {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestVoterProcess$")
+		cmd.Env = append(os.Environ(), "UNUM_VOTER_DIR="+dir)
+		cmd.Stderr = os.Stderr
+		out, err := cmd.StdoutPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill() })
+		return cmd, bufio.NewScanner(out)
+	}
+	ctx, stop := context.WithTimeout(context.Background(), 20*time.Second)
+	defer stop()
+	n2, err := Open(ctx, config("n2", dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n2.Close()
+	for round := range 3 {
+		cmd, lines := child()
+		var last string
+		for n := 0; n < 200 && lines.Scan(); n++ {
+			last = lines.Text()
+			if n == 50 { // another node, while it writes
+				began := time.Now()
+				l, err := n2.Register(ctx, cluster.Registration{ID: "n2", Addr: "b", Incarnation: unum.Incarnation(round + 1)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close()
+				t.Logf("n2 registered in %v", time.Since(began))
+			}
+		}
+		cmd.Process.Kill()
+		cmd.Wait()
+		if last == "" {
+			t.Fatal("the voter did not start")
+		}
+		began := time.Now()
+		s := voter(t, dir)
+		if _, _, err := s.Get(ctx, last); err != nil {
+			t.Errorf("round %d: %v", round, err)
+		}
+		t.Logf("first read %v after the kill", time.Since(began))
+		n, err := s.Nodes(ctx)
+		if err != nil || len(n) != 2 || n[0].ID != "n1" || n[0].Epoch != 1 || n[1].ID != "n2" || n[1].Incarnation != unum.Incarnation(round+1) {
+			t.Errorf("round %d: %+v, %v", round, n, err)
+		}
+		s.Close()
+	}
+}
+
+// TestVoterProcess is the process that TestVoterKilled kills.
+func TestVoterProcess(t *testing.T) {
+	dir := os.Getenv("UNUM_VOTER_DIR")
+	if dir == "" {
+		t.Skip("is run by TestVoterKilled")
+	}
+	s := voter(t, dir)
+	ctx := context.Background()
+	if _, err := s.Register(ctx, cluster.Registration{ID: "n1", Addr: "a", Incarnation: unum.Incarnation(os.Getpid())}); err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; ; i++ {
+		key := fmt.Sprintf("%d/%d", os.Getpid(), i)
+		if _, err := s.Swap(ctx, key, 0, []byte(key)); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Println(key)
+	}
 }

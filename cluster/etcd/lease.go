@@ -119,7 +119,11 @@ func pause(ctx context.Context, d time.Duration) {
 func (s *Store) Register(ctx context.Context, g cluster.Registration) (cluster.Lease, error) {
 	ctx, done := s.bound(ctx)
 	defer done()
-	grant, err := s.cl.Grant(ctx, ttlSeconds(s.cfg.TTL))
+	var grant *clientv3.LeaseGrantResponse
+	err := s.patiently(ctx, func() (err error) {
+		grant, err = s.cl.Grant(ctx, ttlSeconds(s.cfg.TTL))
+		return err
+	})
 	if err != nil {
 		return nil, s.fail("register", g.ID, err)
 	}

@@ -25,12 +25,15 @@ import (
 
 	"github.com/vmihailenco/msgpack/v5"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"unum"
 	"unum/cluster"
@@ -224,28 +227,53 @@ func putRow(r cluster.Record) (clientv3.Op, error) {
 }
 
 // update applies f to the membership in one transaction. f is called again if
-// somebody else was faster; no operations are nothing to do.
+// somebody else was faster, or the voter is not there for a moment: what the
+// rules have done already they do again without harm. No operations are
+// nothing to do.
 func (s *Store) update(ctx context.Context, f func(t *cluster.Table) ([]clientv3.Op, error)) error {
-	for {
-		t, err := s.snapshot(ctx)
+	for done := false; !done; {
+		err := s.patiently(ctx, func() error {
+			t, err := s.snapshot(ctx)
+			if err != nil {
+				return err
+			}
+			ops, err := f(t.Table)
+			if err != nil || len(ops) == 0 {
+				done = true
+				return err
+			}
+			res, err := s.cl.Txn(ctx).
+				If(clientv3.Compare(clientv3.ModRevision(guardKey), "=", t.guard)).
+				Then(append(ops, clientv3.OpPut(guardKey, ""))...).
+				Commit()
+			done = err == nil && res.Succeeded
+			return err
+		})
 		if err != nil {
 			return err
-		}
-		ops, err := f(t.Table)
-		if err != nil || len(ops) == 0 {
-			return err
-		}
-		res, err := s.cl.Txn(ctx).
-			If(clientv3.Compare(clientv3.ModRevision(guardKey), "=", t.guard)).
-			Then(append(ops, clientv3.OpPut(guardKey, ""))...).
-			Commit()
-		if err != nil {
-			return err
-		}
-		if res.Succeeded {
-			return nil
 		}
 	}
+	return nil
+}
+
+// patiently repeats f while the voter is not there, until ctx ends.
+func (s *Store) patiently(ctx context.Context, f func() error) error {
+	for {
+		err := f()
+		if err == nil || codeOf(err) != codes.Unavailable || ctx.Err() != nil {
+			return err
+		}
+		pause(ctx, 20*time.Millisecond)
+	}
+}
+
+// codeOf returns the code of an error of etcd, whichever of its kinds.
+func codeOf(err error) codes.Code {
+	var e rpctypes.EtcdError
+	if errors.As(err, &e) {
+		return e.Code()
+	}
+	return status.Code(err)
 }
 
 // Nodes implements cluster.Store.
