@@ -233,6 +233,11 @@ func testTranslation(t *testing.T, w *World) {
 	if h, err := w.ToHost(p); err != nil || h != child {
 		t.Errorf("ToHost(%d) = %d, %v; want %d", p, h, err, child)
 	}
+	if major, minor := release(); major > 6 || major == 6 && minor >= 11 {
+		if q, err := nsPid(int(w.pidns.Fd()), nsGetPidInPidns, child); err != nil || q != int(p) {
+			t.Errorf("by ioctl it is %d, %v; want %d", q, err, p)
+		}
+	}
 	if q, err := w.inWorld(child); err != nil || q != int(p) {
 		t.Errorf("by /proc it is %d, %v; want %d", q, err, p)
 	}
