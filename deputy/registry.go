@@ -140,6 +140,30 @@ type First struct {
 	Inject []Injection
 	Prog   *Program
 	Done   func(*Result, error) // may be nil
+	Given  func()               // called after the injections, however they went; may be nil
+}
+
+// jobs checks a program. One with much data is preceded by the mapping it
+// needs.
+func (f *First) jobs() ([]*job, error) {
+	j := &job{inject: f.Inject, prog: f.Prog, done: f.Done, given: f.Given}
+	if j.done == nil {
+		j.done = func(*Result, error) {}
+	}
+	if f.Prog == nil {
+		return []*job{j}, nil
+	}
+	if err := f.Prog.fits(); err != nil {
+		return nil, err
+	}
+	if !f.Prog.big {
+		return []*job{j}, nil
+	}
+	n := uint64(len(f.Prog.arena)+0xfff) &^ 0xfff
+	m := &Program{}
+	m.Must(unix.SYS_MMAP, bigBase, n, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED, ^uint64(0), 0)
+	return []*job{{prog: m, done: func(*Result, error) {}}, j}, nil
 }
 
 // Expect announces a stub that will be born with PID pid. The channel gets it
@@ -164,11 +188,7 @@ func (r *Registry) ExpectConverted(host int, first ...First) (<-chan *Stub, func
 func expect[K comparable](r *Registry, m map[K]*expectation, key K, first []First) (<-chan *Stub, func(), error) {
 	x := &expectation{ch: make(chan *Stub, 1)}
 	for _, f := range first {
-		done := f.Done
-		if done == nil {
-			done = func(*Result, error) {}
-		}
-		js, err := jobs(f.Inject, f.Prog, done)
+		js, err := f.jobs()
 		if err != nil {
 			return nil, nil, err
 		}

@@ -25,11 +25,13 @@ type Injection struct {
 	Cloexec bool
 }
 
-// job is something a stub is to do: first the injections, then the program.
+// job is something a stub is to do: first the injections, then the program,
+// unless an injection failed.
 type job struct {
 	inject []Injection
 	prog   *Program
 	done   func(*Result, error)
+	given  func() // after the injections, however they went; may be nil
 }
 
 // Stub is one stub process as the daemon sees it.
@@ -119,7 +121,12 @@ func (s *Stub) Do(ctx context.Context, inject []Injection, p *Program) (*Result,
 // Start is Do without waiting. done is called once, on a goroutine that must
 // not be blocked.
 func (s *Stub) Start(inject []Injection, p *Program, done func(*Result, error)) error {
-	js, err := jobs(inject, p, done)
+	return s.Begin(First{Inject: inject, Prog: p, Done: done})
+}
+
+// Begin is Start for everything that a First can say.
+func (s *Stub) Begin(f First) error {
+	js, err := f.jobs()
 	if err != nil {
 		return err
 	}
@@ -131,26 +138,6 @@ func (s *Stub) Start(inject []Injection, p *Program, done func(*Result, error)) 
 	s.queue = append(s.queue, js...)
 	s.ringLocked()
 	return nil
-}
-
-// jobs checks a program. One with much data is preceded by the mapping it
-// needs.
-func jobs(inject []Injection, p *Program, done func(*Result, error)) ([]*job, error) {
-	j := &job{inject: inject, prog: p, done: done}
-	if p == nil {
-		return []*job{j}, nil
-	}
-	if err := p.fits(); err != nil {
-		return nil, err
-	}
-	if !p.big {
-		return []*job{j}, nil
-	}
-	n := uint64(len(p.arena)+0xfff) &^ 0xfff
-	m := &Program{}
-	m.Must(unix.SYS_MMAP, bigBase, n, unix.PROT_READ|unix.PROT_WRITE,
-		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED, ^uint64(0), 0)
-	return []*job{{prog: m, done: func(*Result, error) {}}, j}, nil
 }
 
 // ringLocked wakes a stub that waits. The ring is level-triggered: however
@@ -233,6 +220,9 @@ func (s *Stub) answer(n *seccomp.Notif) {
 }
 
 func (s *Stub) inject(n *seccomp.Notif, j *job) {
+	if j.given != nil {
+		defer j.given()
+	}
 	for _, in := range j.inject {
 		if _, err := n.AddFD(in.File, in.Num, in.Cloexec); err != nil {
 			j.done(nil, fmt.Errorf("give descriptor %d to %d: %w", in.Num, s.Pid, err))

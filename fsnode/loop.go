@@ -24,7 +24,8 @@ const (
 	opRelease     = 18
 	opFsync       = 20
 	opInit        = 26
-	opOpendir     = 27
+	opReaddir     = 28
+	opReleasedir  = 29
 	opGetlk       = 31
 	opSetlk       = 32
 	opSetlkw      = 33
@@ -113,8 +114,8 @@ func (s *server) dispatch(buf *[]byte, b []byte) (kept bool) {
 		s.reply(h.Unique, unix.ENOTTY)
 	case opCopyRange, opCopyRange64:
 		s.reply(h.Unique, unix.EINVAL) // callers read and write instead
-	case opOpendir:
-		s.reply(h.Unique, unix.EACCES)
+	case opReaddir, opReleasedir:
+		s.reply(h.Unique, 0) // the root shows nothing; OPENDIR's ENOSYS means that it needs no request
 	case opGetattr, opSetattr:
 		if h.NodeId == fuse.FUSE_ROOT_ID {
 			s.rootAttr(&h)

@@ -19,7 +19,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"unum"
-	"unum/carry"
 	"unum/ctl"
 	"unum/deputy"
 	"unum/node/config"
@@ -47,7 +46,7 @@ type Daemon struct {
 	listener *seccomp.Listener
 	rexec    *rexec.Service
 	calls    *dispatcher
-	mount    *os.File // the private mount of the file server, or nil
+	carrier  *carrier
 	ctl      *ctl.Server
 	logs     *ctl.LogStore
 
@@ -125,6 +124,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	undo = append(undo, func() {
 		d.listener.Close()
 		d.rexec.Close()
+		d.carrier.close()
 	})
 	if err := step("control", d.startControl); err != nil {
 		return err
@@ -236,5 +236,3 @@ func (d *Daemon) failed(pid unum.Pid) {
 	defer d.schedMu.Unlock()
 	d.sched.Failed(time.Now().UnixNano(), pid)
 }
-
-var _ = carry.NewSet

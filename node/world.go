@@ -70,17 +70,21 @@ func (d *Daemon) startPlacement(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	set, err := d.kinds(ctx)
+	cfg := rexec.Config{
+		Node: d.cfg.Node, Index: d.cfg.Index, Cookie: d.cookie, Log: d.log, StateDir: d.cfg.StateDir(),
+		Registry: d.stubs, Root: root,
+		Peer: d.peer, Place: d.place, Finished: d.finished, Failed: d.failed,
+		WorldPids: d.world.HostPids, WorldRoot: d.root,
+	}
+	keeper, err := d.agent("keeper", func() (*deputy.Stub, error) { return rexec.NewAgent(ctx, cfg) })
 	if err != nil {
 		return err
 	}
-	d.rexec, err = rexec.New(rexec.Config{
-		Node: d.cfg.Node, Index: d.cfg.Index, Cookie: d.cookie, Log: d.log, StateDir: d.cfg.StateDir(),
-		Registry: d.stubs, Root: root, Carry: set, Mount: d.mount, Terminal: d.terminal(),
-		Peer: d.peer, Place: d.place, Finished: d.finished, Failed: d.failed,
-		WorldPids: d.world.HostPids, WorldRoot: d.root,
-	}, stub)
-	if err != nil {
+	if d.carrier, err = newCarrier(ctx, d, keeper); err != nil {
+		return err
+	}
+	cfg.Carry, cfg.Terminal, cfg.Mount = d.carrier.set, d.carrier.tty, d.carrier.fs.Mount
+	if d.rexec, err = rexec.New(cfg, stub); err != nil {
 		return err
 	}
 	d.rexec.Register(d.wire.Handle)
@@ -90,25 +94,41 @@ func (d *Daemon) startPlacement(ctx context.Context) error {
 
 // rootAgent makes the root agent, or finds it again.
 func (d *Daemon) rootAgent(ctx context.Context, serve func()) (*deputy.Stub, error) {
-	file := filepath.Join(d.cfg.StateDir(), "root-agent")
-	if b, err := os.ReadFile(file); err == nil {
-		host, err := strconv.Atoi(string(b))
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-		pid, err := sys.WorldPid(host)
-		if err != nil {
-			return nil, fmt.Errorf("the root agent is gone: %w", err)
-		}
-		s, err := d.stubs.Adopt(host, pid)
+	served := false
+	s, err := d.agent("root-agent", func() (*deputy.Stub, error) {
+		served = true
+		return rexec.RootAgent(ctx, d.stubs, d.world.Pid1HostPid(), unum.RangeOf(d.cfg.Index), world.LastPidFD, serve)
+	})
+	if !served && err == nil {
 		serve()
-		return s, err
 	}
-	s, err := rexec.RootAgent(ctx, d.stubs, d.world.Pid1HostPid(), unum.RangeOf(d.cfg.Index), world.LastPidFD, serve)
+	return s, err
+}
+
+// agent finds the stub that a daemon before this one made under a name, or
+// makes it. Its number stands in a file of that name.
+func (d *Daemon) agent(name string, create func() (*deputy.Stub, error)) (*deputy.Stub, error) {
+	file := filepath.Join(d.cfg.StateDir(), name)
+	b, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		s, err := create()
+		if err != nil {
+			return nil, err
+		}
+		return s, os.WriteFile(file, []byte(strconv.Itoa(s.HostPid)), 0o600)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return s, os.WriteFile(file, []byte(strconv.Itoa(s.HostPid)), 0o600)
+	host, err := strconv.Atoi(string(b))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	pid, err := sys.WorldPid(host)
+	if err != nil {
+		return nil, fmt.Errorf("the %s is gone: %w", name, err)
+	}
+	return d.stubs.Adopt(host, pid)
 }
 
 // stubFile is the deputy's executable, which callers are given. It is sealed,

@@ -7,6 +7,7 @@ import (
 
 	"unum"
 	"unum/carry"
+	"unum/carry/tty"
 	"unum/deputy"
 	"unum/sched"
 )
@@ -21,9 +22,11 @@ type Config struct {
 
 	Registry *deputy.Registry
 	Root     *deputy.Stub // the root agent
-	Mount    *os.File     // the node's private mount, or nil
+	// Mount returns a duplicate of the root of the node's private mount; it may
+	// wait for the file server.
+	Mount    func(context.Context) (*os.File, error)
 	Carry    *carry.Set
-	Terminal Terminal // may be nil: then sessions with a terminal are carried without it
+	Terminal *tty.Kind // one of Carry's kinds; it carries controlling terminals too
 
 	Peer func(unum.NodeID) (unum.Peer, error)
 	// Place decides; Finished, Failed and Forbid are what it learns from.
@@ -40,23 +43,4 @@ type Config struct {
 	WorldRoot *os.File
 	// Filters is how many seccomp filters every process of the world has.
 	Filters int
-}
-
-// Terminal carries the controlling terminals of sessions (see carry/tty).
-type Terminal interface {
-	// Describe says what the guest needs to know of the controlling terminal
-	// of p's session; nil if it has none.
-	Describe(ctx context.Context, p *carry.Proc) ([]byte, error)
-	// Session makes the terminal of a session at the guest. bind, if not nil, is called
-	// with the session's agent once that exists.
-	Session(ctx context.Context, home unum.NodeID, sid unum.Pid, desc []byte) (slave *os.File, bind func(TerminalAgent), err error)
-	// Forget ends it.
-	Forget(sid unum.Pid)
-}
-
-// TerminalAgent acts from within a session.
-type TerminalAgent interface {
-	// SetForeground makes pgid the foreground group of the session's terminal,
-	// or, if there is no such group here, the agent's own.
-	SetForeground(ctx context.Context, pgid unum.Pid) error
 }

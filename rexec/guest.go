@@ -35,6 +35,7 @@ type Guests struct {
 // session's number, is its leader, and forks the bodies.
 type session struct {
 	sid   unum.Pid
+	home  unum.NodeID
 	agent *deputy.Stub
 
 	mu      sync.Mutex // guards below; held while a group is made
@@ -81,7 +82,7 @@ func (g *Guests) session(ctx context.Context, req *startReq) (*session, error) {
 	g.mu.Lock()
 	s := g.sessions[sid]
 	if s == nil {
-		s = &session{sid: sid, holders: map[unum.Pid]*deputy.Stub{}}
+		s = &session{sid: sid, home: req.Place.Home, holders: map[unum.Pid]*deputy.Stub{}}
 		g.sessions[sid] = s
 	}
 	s.bodies++
@@ -111,17 +112,17 @@ func (g *Guests) makeAgent(ctx context.Context, s *session, req *startReq) (*dep
 		// Its own agent, since the root agent's children are agents.
 		return g.mk.agent(ctx, g.mk.root, 0, false, true, nil)
 	}
-	if g.cfg.Terminal == nil || len(req.TTY) == 0 {
+	if req.end == nil || req.end.HasAgent() {
 		return g.mk.agent(ctx, g.mk.root, s.sid, true, false, nil)
 	}
-	slave, bind, err := g.cfg.Terminal.Session(ctx, req.Place.Home, s.sid, req.TTY)
+	slave, err := req.end.Slave()
 	if err != nil {
 		return nil, fmt.Errorf("terminal of session %d: %w", s.sid, err)
 	}
 	defer slave.Close()
 	agent, err := g.mk.agent(ctx, g.mk.root, s.sid, true, false, slave)
-	if err == nil && bind != nil {
-		bind(&sessionAgent{agent: agent, cookie: g.cfg.Cookie})
+	if err == nil {
+		req.end.SetAgent(&sessionAgent{agent: agent, cookie: g.cfg.Cookie})
 	}
 	return agent, err
 }
@@ -182,8 +183,17 @@ func (g *Guests) start(ctx context.Context, req *startReq) *startRes {
 
 func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 	spec := &req.Spec
+	spec.ctty = -1 // a body's session has its terminal from the agent
+	if req.TTY != nil && req.Spec.Pid != req.Spec.Sid {
+		if req.end, err = g.cfg.Terminal.Guests.Session(ctx, req.Place, req.TTY); err != nil {
+			return fmt.Errorf("terminal of session %d: %w", spec.Sid, err)
+		}
+	}
 	s, err := g.session(ctx, req)
 	if err != nil {
+		if req.end != nil {
+			req.end.Close()
+		}
 		return err
 	}
 	b := &body{place: req.Place, sess: s, path: spec.Path, started: time.Now()}
@@ -203,6 +213,9 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 		g.mu.Unlock()
 		g.leave(s)
 	}()
+	if req.end != nil {
+		b.guests = append(b.guests, req.end)
+	}
 	bi := &birth{spec: spec, parent: s.agent}
 	for _, d := range req.Descs {
 		k, err := g.cfg.Carry.Kind(d.Kind)
@@ -225,6 +238,11 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 	}()
 	if bi.holder, err = g.group(ctx, s, spec); err != nil {
 		return err
+	}
+	if req.end != nil {
+		if err := req.end.GroupReady(ctx); err != nil {
+			return fmt.Errorf("foreground group of session %d: %w", spec.Sid, err)
+		}
 	}
 	// Known before it runs: its end may be reaped before make returns.
 	g.mu.Lock()
@@ -423,7 +441,5 @@ func (g *Guests) sweep(s *session) {
 		h.Kill()
 	}
 	s.agent.Kill()
-	if g.cfg.Terminal != nil {
-		g.cfg.Terminal.Forget(s.sid)
-	}
+	g.cfg.Terminal.Guests.EndSession(s.home, s.sid)
 }

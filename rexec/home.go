@@ -56,6 +56,7 @@ type placed struct {
 	why     string
 	parent  int // host PID
 	stub    *deputy.Stub
+	term    bool // its session has a controlling terminal
 	signals chan sys.Siginfo
 	ready   chan struct{} // closed when the deputy stands, or never will (stub is nil)
 	done    chan struct{} // closed when the deputy is gone
@@ -171,11 +172,9 @@ func (h *Homes) prepare(ctx context.Context, c *caller) (*placed, error) {
 	if err != nil {
 		return nil, err
 	}
-	var tty []byte
-	if h.cfg.Terminal != nil && c.task.TTY != 0 {
-		if tty, err = h.cfg.Terminal.Describe(ctx, proc); err != nil {
-			return nil, err
-		}
+	term, err := h.cfg.Terminal.Homes.Describe(proc)
+	if err != nil {
+		return nil, err
 	}
 	if !c.n.Valid() {
 		return nil, unix.ESRCH
@@ -193,10 +192,19 @@ func (h *Homes) prepare(ctx context.Context, c *caller) (*placed, error) {
 		since: time.Now(), why: c.dest.Why, parent: c.task.Ppid,
 		signals: make(chan sys.Siginfo, 64), ready: make(chan struct{}), done: make(chan struct{}),
 	}
-	p.req = &startReq{Place: p.place, Spec: *spec, Descs: descs, TTY: tty}
+	p.req = &startReq{Place: p.place, Spec: *spec, Descs: descs, TTY: term}
 	h.mu.Lock()
 	h.placed[p.place.Pid] = p
 	h.mu.Unlock()
+	if term != nil {
+		end, err := h.cfg.Terminal.Homes.Attach(ctx, p.place, term, nil)
+		if err != nil {
+			h.abandon(p)
+			return nil, fmt.Errorf("the controlling terminal: %w", err)
+		}
+		p.homes = append(p.homes, end)
+		p.term = true
+	}
 	for _, d := range descs {
 		k, err := h.cfg.Carry.Kind(d.Kind)
 		if err != nil {
@@ -311,6 +319,9 @@ func (h *Homes) forward(p *placed) {
 			if si.Signo() == unix.SIGCONT && p.echoed() {
 				continue
 			}
+			if h.terminal(p, &si) {
+				continue
+			}
 			seq++
 			_, err := call[struct{}](context.Background(), p.peer, "rexec.signal",
 				&signalReq{ID: p.place.ID, Pid: p.place.Pid, Info: si, Seq: seq})
@@ -321,6 +332,25 @@ func (h *Homes) forward(p *placed) {
 			return
 		}
 	}
+}
+
+// siKernel is the si_code of what the kernel itself sends, such as ^C.
+const siKernel = 0x80
+
+// terminal lets the carrier of terminals deliver what home's terminal sent: at
+// the guest it goes once to the whole foreground group.
+func (h *Homes) terminal(p *placed, si *sys.Siginfo) bool {
+	if !p.term {
+		return false
+	}
+	ctx := context.Background()
+	if si.Signo() == unix.SIGCONT {
+		if err := h.cfg.Terminal.Homes.Sync(ctx, p.place); err != nil {
+			h.log.Warn("bring a terminal up to date", "pid", p.place.Pid, "err", err)
+		}
+		return false
+	}
+	return si.Code() == siKernel && si.Pid() == 0 && h.cfg.Terminal.Homes.Signal(ctx, p.place, si.Signo())
 }
 
 // signalBody sends a plain signal to the body, outside of the deputy's order.
@@ -365,6 +395,15 @@ func (h *Homes) event(ctx context.Context, from unum.NodeID, e *eventReq) error 
 
 // stop stops the deputy by the signal that stopped its body.
 func (h *Homes) stop(ctx context.Context, p *placed, e *eventReq) error {
+	sig := unix.Signal(e.Status)
+	if p.term && (sig == unix.SIGTTIN || sig == unix.SIGTTOU) && h.cfg.Terminal.Homes.Foreground(p.place) {
+		// The guest did not know yet that the group is in the foreground.
+		if err := h.cfg.Terminal.Homes.Sync(ctx, p.place); err != nil {
+			return err
+		}
+		go h.signalBody(p, unix.SIGCONT)
+		return nil
+	}
 	h.drain(ctx, p)
 	p.mu.Lock()
 	p.inStop = true

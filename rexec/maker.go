@@ -18,8 +18,8 @@ import (
 type maker struct {
 	reg    *deputy.Registry
 	cookie uint64
-	root   *deputy.Stub    // forks agents and session leaders
-	mount  *os.File        // the private mount, nil if there is none
+	root   *deputy.Stub // forks agents and session leaders
+	mount  func(context.Context) (*os.File, error)
 	limits [16]unix.Rlimit // of agents
 	caps   *sys.Task       // credentials of agents
 }
@@ -146,10 +146,12 @@ func (m *maker) make(ctx context.Context, b *birth) (*deputy.Stub, error) {
 		}
 	}
 	if share {
-		if m.mount == nil {
-			return nil, fmt.Errorf("this node has no file server: %w", unum.ErrStaysHome)
+		mount, err := m.mount(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("the private mount: %w", err)
 		}
-		inject = append(inject, deputy.Injection{File: m.mount, Num: mountNum, Cloexec: true})
+		defer mount.Close()
+		inject = append(inject, deputy.Injection{File: mount, Num: mountNum, Cloexec: true})
 	}
 	// The kernel closes the write end when the exec succeeds.
 	r, w, err := os.Pipe()
@@ -160,17 +162,13 @@ func (m *maker) make(ctx context.Context, b *birth) (*deputy.Stub, error) {
 	inject = append(inject, deputy.Injection{File: w, Num: mountNum + 1, Cloexec: true})
 	prog := m.bodyProgram(b.spec, opens)
 	failed := make(chan error, 1)
-	begun := make(chan struct{})
-	steps := []deputy.First{
-		{Inject: inject, Done: func(_ *deputy.Result, err error) {
-			// The stub has its copy, or never will: ours must not keep the pipe open.
-			w.Close()
-			if err != nil {
-				failed <- err
-			}
-			close(begun)
-		}},
-		{Prog: prog, Done: func(res *deputy.Result, err error) {
+	given := make(chan struct{})
+	first := deputy.First{
+		Inject: inject,
+		// The stub has its copy, or never will: ours must not keep the pipe open.
+		Given: func() { w.Close(); close(given) },
+		Prog:  prog,
+		Done: func(res *deputy.Result, err error) {
 			if err == nil {
 				at, e := res.Err()
 				err = fmt.Errorf("call %d: %w", at, e)
@@ -182,22 +180,24 @@ func (m *maker) make(ctx context.Context, b *birth) (*deputy.Stub, error) {
 			}
 			failed <- err
 			r.Close()
-		}},
+		},
 	}
 	var s *deputy.Stub
 	if b.holder != nil {
 		s = b.holder
-		for _, st := range steps {
-			if err := s.Start(st.Inject, st.Prog, st.Done); err != nil {
-				w.Close()
-				return nil, err
-			}
+		if err := s.Begin(first); err != nil {
+			w.Close()
+			return nil, err
 		}
-	} else if s, err = m.fork(ctx, b.parent, b.spec.Pid, steps...); err != nil {
+	} else if s, err = m.fork(ctx, b.parent, b.spec.Pid, first); err != nil {
 		w.Close()
 		return nil, err
 	}
-	<-begun
+	select {
+	case <-given:
+	case <-s.Gone(): // killed before it was given anything
+		w.Close()
+	}
 	var one [1]byte
 	r.Read(one[:]) // ends when the exec succeeded, the process is gone, or the program failed
 	select {

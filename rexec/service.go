@@ -2,12 +2,17 @@ package rexec
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"unum"
+	"unum/carry"
+	"unum/deputy"
 )
 
 // Service is placement on one node: both halves, and the processes that the
@@ -133,4 +138,41 @@ func (g *Guests) Home(pid unum.Pid) (unum.NodeID, bool) {
 		return "", false
 	}
 	return b.place.Home, true
+}
+
+// CloseInDeputy makes the deputy of a placement close descriptors that its
+// body has no more (carry.Env.Release).
+func (h *Homes) CloseInDeputy(ctx context.Context, pl carry.Placement, nums []int) error {
+	h.mu.Lock()
+	p := h.placed[pl.Pid]
+	h.mu.Unlock()
+	if p == nil || p.place.ID != pl.ID {
+		return nil
+	}
+	select {
+	case <-p.ready:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if p.stub == nil {
+		return nil
+	}
+	prog := &deputy.Program{}
+	for _, n := range nums {
+		prog.Do(unix.SYS_CLOSE, uint64(n))
+	}
+	if _, err := p.stub.Run(ctx, prog); err != nil && !errors.Is(err, deputy.ErrGone) {
+		return err
+	}
+	return nil
+}
+
+// NewAgent makes a stub of the world that is nobody's: the keeper of
+// descriptors, say.
+func NewAgent(ctx context.Context, cfg Config) (*deputy.Stub, error) {
+	mk, err := newMaker(cfg.Registry, cfg.Cookie, cfg.Root)
+	if err != nil {
+		return nil, err
+	}
+	return mk.agent(ctx, cfg.Root, 0, false, true, nil)
 }

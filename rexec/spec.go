@@ -22,6 +22,7 @@ import (
 
 	"unum"
 	"unum/carry"
+	"unum/carry/tty"
 	"unum/sys"
 )
 
@@ -70,7 +71,9 @@ type startReq struct {
 	Place carry.Placement
 	Spec  Spec
 	Descs []*carry.Desc
-	TTY   []byte // the session's controlling terminal, for carry/tty; empty if none
+	TTY   *tty.Desc // the session's controlling terminal, nil if none
+
+	end *tty.End // the guest's
 }
 
 // startRes is the guest's answer: Errno of the exec, or 0.
