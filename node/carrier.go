@@ -41,7 +41,8 @@ func newCarrier(ctx context.Context, d *Daemon, stub *deputy.Stub) (*carrier, er
 	})
 	c.files = file.New(file.Config{
 		Env: env, FS: c.fs,
-		Root: func() string { return fmt.Sprintf("/proc/%d/root", d.world.Pid1HostPid()) },
+		Root:    func() string { return fmt.Sprintf("/proc/%d/root", d.world.Pid1HostPid()) },
+		Outside: d.outside.has,
 		ManyReaders: func(ctx context.Context, p *carry.Proc, fd *carry.FD) (bool, error) {
 			sole, err := pipe.SoleReader(env, p, fd)
 			return !sole, err

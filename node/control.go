@@ -82,6 +82,11 @@ func (b backend) Start(ctx context.Context, c ctl.Caller, cmd *ctl.Command) (unu
 		NoNewPrivs: cmd.NoNewPrivs, CapBnd: cmd.CapBounding,
 		Files: cmd.Files, TTY: cmd.TTY, Limits: map[int]unix.Rlimit{},
 	}
+	for _, f := range cmd.Files {
+		if f != nil {
+			b.d.outside.add(f)
+		}
+	}
 	for _, l := range cmd.Rlimits {
 		rc.Limits[l.Resource] = unix.Rlimit{Cur: l.Soft, Max: l.Max}
 	}

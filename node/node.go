@@ -47,6 +47,7 @@ type Daemon struct {
 	rexec    *rexec.Service
 	calls    *dispatcher
 	carrier  *carrier
+	outside  outside
 	ctl      *ctl.Server
 	logs     *ctl.LogStore
 

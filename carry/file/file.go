@@ -35,6 +35,8 @@
 package file
 
 import (
+	"golang.org/x/sys/unix"
+
 	"context"
 	"errors"
 	"fmt"
@@ -66,6 +68,9 @@ type Config struct {
 	// /proc/PID/root. "": the guest checks nothing before the new process
 	// opens, and Check is the only proof.
 	Root func() string
+	// Outside says whether a process outside of the world, which no scan sees,
+	// may share the description. nil: none does.
+	Outside func(st *unix.Stat_t) bool
 	// ManyReaders says whether the read end of a pipe has active readers
 	// besides p. nil: every read end that no kind before has claimed.
 	ManyReaders func(ctx context.Context, p *carry.Proc, fd *carry.FD) (bool, error)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -247,10 +248,15 @@ func (f *FS) call(ctx context.Context, v Verb, body []byte) ([]byte, error) {
 
 // open makes the file of a carried description and opens it.
 func (f *FS) open(ctx context.Context, r *Registration, flags int) (*os.File, error) {
-	if _, err := f.call(ctx, VerbRegister, marshal(r)); err != nil {
-		return nil, err
-	}
-	file, err := f.openName(ctx, r, flags)
+	var file *os.File
+	err := f.onMount(ctx, func(mnt int) (err error) {
+		file, err = openOn(mnt, r, flags)
+		return err
+	}, func() {
+		if file != nil {
+			file.Close()
+		}
+	})
 	if err != nil {
 		f.call(ctx, VerbForget, marshal(r.Key))
 		return nil, err
@@ -258,13 +264,34 @@ func (f *FS) open(ctx context.Context, r *Registration, flags int) (*os.File, er
 	return file, nil
 }
 
-func (f *FS) openName(ctx context.Context, r *Registration, flags int) (*os.File, error) {
+// onMount runs fn with the mount's root. A call on the mount hangs while no
+// file server runs; ctx ends the wait for it. late runs if it succeeds
+// afterwards.
+func (f *FS) onMount(ctx context.Context, fn func(mnt int) error, late func()) error {
 	mnt, err := f.Mount(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer mnt.Close()
-	fd, err := unix.Openat(int(mnt.Fd()), r.Key.FileName(), flags&^unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	done := make(chan error, 1)
+	go func() {
+		defer mnt.Close()
+		done <- fn(int(mnt.Fd()))
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		go func() {
+			if <-done == nil {
+				late()
+			}
+		}()
+		return fmt.Errorf("file server does not answer: %w", ctx.Err())
+	}
+}
+
+func openOn(mnt int, r *Registration, flags int) (*os.File, error) {
+	fd, err := unix.Openat(mnt, r.FileName(), flags&^unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open on the private mount: %w", err)
 	}
@@ -279,21 +306,35 @@ func (f *FS) openName(ctx context.Context, r *Registration, flags int) (*os.File
 	if flags&unix.O_NONBLOCK != 0 {
 		unix.SetNonblock(fd, true)
 	}
-	return blockingFile(fd, r.Key.FileName()), nil
+	return blockingFile(fd, r.Key.String()), nil
 }
 
 // settle returns when home knows that the description is closed here, or at
-// once if somebody still has it open.
+// once if somebody still has it open. The kernel sends a RELEASE behind the
+// closing program's back, but before its end is told; a lookup queues behind
+// it.
 func (f *FS) settle(ctx context.Context, key Key) error {
-	mnt, err := f.Mount(ctx)
-	if err != nil {
+	return f.onMount(ctx, func(mnt int) error {
+		var st unix.Stat_t
+		unix.Fstatat(mnt, SettlePrefix+key.String(), &st, unix.AT_SYMLINK_NOFOLLOW)
+		return nil
+	}, func() {})
+}
+
+// handOn tells home the position that the program has left in file, if it
+// moved it after its last read or write.
+func (f *FS) handOn(ctx context.Context, key Key, file *os.File) error {
+	pos, p := int64(0), int64(0)
+	err := f.onMount(ctx, func(int) (err error) {
+		if pos, err = unix.Seek(int(file.Fd()), 0, io.SeekCurrent); err != nil {
+			return err
+		}
+		p, err = ioctlP(int(file.Fd()))
+		return err
+	}, func() {})
+	if err != nil || pos == p {
 		return err
 	}
-	defer mnt.Close()
-	// The kernel sends a RELEASE behind the closing program's back but before
-	// its exit is told; a lookup queues behind it.
-	var st unix.Stat_t
-	unix.Fstatat(int(mnt.Fd()), SyncName, &st, unix.AT_SYMLINK_NOFOLLOW)
-	_, err = f.call(ctx, VerbSettle, marshal(key))
+	_, err = f.call(ctx, VerbHandOn, marshal(Position{key, pos}))
 	return err
 }

@@ -84,7 +84,7 @@ const (
 func journalDir(stateDir string) string { return filepath.Join(stateDir, "file") }
 
 func journalPath(stateDir string, key Key) string {
-	return filepath.Join(journalDir(stateDir), key.FileName()+".ops")
+	return filepath.Join(journalDir(stateDir), key.String()+".ops")
 }
 
 // openJournal opens the journal of key, or makes an empty one.
@@ -219,12 +219,11 @@ func journals(stateDir string) []Key {
 	}
 	var keys []Key
 	for _, n := range names {
-		var k Key
 		base, ok := strings.CutSuffix(n.Name(), ".ops")
 		if !ok {
 			continue
 		}
-		if _, err := fmt.Sscanf(base, "%x-%d", &k.Placement, &k.Num); err == nil {
+		if k, err := ParseKey(base); err == nil {
 			keys = append(keys, k)
 		}
 	}

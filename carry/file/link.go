@@ -3,14 +3,17 @@ package file
 import (
 	"bufio"
 	"context"
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 
+	"github.com/vmihailenco/msgpack/v5"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,15 +32,15 @@ const (
 	VerbOp // u8 length, home node, Op -> Result
 
 	// daemon to fs process
-	VerbRegister // msgpack Registration
-	VerbForget   // msgpack Key: no name leads to it any longer
-	VerbHandOn   // msgpack Position: where the program left its descriptor
-	VerbSettle   // msgpack Key: answered when home knows of the last close, or at once if it is still open
-	VerbWait     // msgpack Key: answered when the last descriptor is closed
+	VerbForget // msgpack Key: it was looked up, but will not be opened
+	VerbHandOn // msgpack Position: where the program left its descriptor
+	VerbWait   // msgpack Key: answered when home knows that the last descriptor is closed
 )
 
-// Registration tells the file server of a description that is carried to
-// this node.
+// Registration is what the file server must know of a description that is
+// carried to its node. It is told in the name by which the daemon, the only
+// one with a descriptor of the mount's root, opens the file: that saves a
+// round trip.
 type Registration struct {
 	Key    Key
 	Home   string
@@ -54,12 +57,38 @@ type Position struct {
 	Pos int64
 }
 
-// FileName is the name of a carried description on the mount.
-func (k Key) FileName() string { return fmt.Sprintf("%x-%d", k.Placement, k.Num) }
+// String is the key as file names have it.
+func (k Key) String() string { return fmt.Sprintf("%x-%d", k.Placement, k.Num) }
 
-// SyncName is a name that never exists: a lookup of it is answered after
-// everything that the kernel sent before.
-const SyncName = "sync"
+// ParseKey is the reverse of String.
+func ParseKey(s string) (k Key, err error) {
+	_, err = fmt.Sscanf(s, "%x-%d", &k.Placement, &k.Num)
+	return k, err
+}
+
+// FileName is the name under which the file is looked up once.
+func (r *Registration) FileName() string {
+	return r.Key.String() + "." + base64.RawURLEncoding.EncodeToString(marshal(r))
+}
+
+// ParseFileName is the reverse of FileName.
+func ParseFileName(name string) (*Registration, error) {
+	_, code, _ := strings.Cut(name, ".")
+	b, err := base64.RawURLEncoding.DecodeString(code)
+	if err != nil {
+		return nil, err
+	}
+	r := new(Registration)
+	return r, msgpack.Unmarshal(b, r)
+}
+
+// SettlePrefix and a key make a name that never exists. The answer to its
+// lookup comes after everything that the kernel sent before was seen, and, if
+// the file is closed by then, after home knows.
+const SettlePrefix = "settle."
+
+// IoctlP asks for P, a 64-bit number, of an open file (_IOR('u', 1, u64)).
+const IoctlP = 2<<30 | 8<<16 | 'u'<<8 | 1
 
 // SocketName is where the file server listens, below its node's state
 // directory.

@@ -43,6 +43,9 @@ func (p path) Claim(_ context.Context, proc *carry.Proc, fd *carry.FD) (*carry.D
 		return nil, nil // shared takes it
 	}
 	if !must {
+		if p.k.cfg.Outside != nil && p.k.cfg.Outside(&fd.Stat) {
+			return nil, nil
+		}
 		alone, err := p.k.alone(proc, fd)
 		if err != nil {
 			return nil, &unum.Error{Op: "carry", Pid: proc.Pid, Path: fd.Link, Err: err}

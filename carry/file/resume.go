@@ -16,21 +16,21 @@ import (
 
 // keptName is the Keeper's name for something of a served description.
 func keptName(key Key, kind, id uint64) string {
-	return fmt.Sprintf("file.%s.%d.%x", key.FileName(), kind, id)
+	return fmt.Sprintf("file.%s.%d.%x", key.String(), kind, id)
 }
 
-func carriedName(key Key) string { return "file." + key.FileName() }
+func carriedName(key Key) string { return "file." + key.String() }
 
 // keep has a description kept that is at home only for the guest, so that it
 // outlives this daemon. Without that it would be lost with it, which is said.
 func (h *home) keep(s *served, kind, id uint64, f *os.File) {
 	if !s.log.keep(kind, id) {
-		h.log.Warn("too many descriptions of one file to keep", "file", s.key.FileName())
+		h.log.Warn("too many descriptions of one file to keep", "file", s.key.String())
 		return
 	}
 	if err := h.keeper.Keep(context.Background(), keptName(s.key, kind, id), f); err != nil {
 		s.log.drop(kind, id)
-		h.log.Warn("a description of a carried file would not outlive this daemon", "file", s.key.FileName(), "err", err)
+		h.log.Warn("a description of a carried file would not outlive this daemon", "file", s.key.String(), "err", err)
 	}
 }
 
@@ -50,7 +50,7 @@ func (h *home) survive(ctx context.Context, s *served) error {
 		return nil
 	}
 	if err := h.keeper.Keep(ctx, carriedName(s.key), d.file); err != nil {
-		return &unum.Error{Op: "keep", Path: s.key.FileName(), Err: err}
+		return &unum.Error{Op: "keep", Path: s.key.String(), Err: err}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -128,7 +128,7 @@ func (k *Kinds) survivors() {
 	for _, key := range journals(k.env.StateDir) {
 		j, err := openJournal(k.env.StateDir, key)
 		if err != nil {
-			k.log.Warn("journal of a carried file", "file", key.FileName(), "err", err)
+			k.log.Warn("journal of a carried file", "file", key.String(), "err", err)
 			continue
 		}
 		survivor, stream, guest := j.head.Survivor != 0, j.head.Stream != 0, j.guest()
@@ -145,7 +145,7 @@ func (k *Kinds) survivors() {
 			}
 			f.Close()
 		}
-		k.log.Warn("a file that children of a placed process use is lost", "file", key.FileName(), "node", guest, "err", err)
+		k.log.Warn("a file that children of a placed process use is lost", "file", key.String(), "node", guest, "err", err)
 	}
 }
 

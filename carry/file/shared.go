@@ -171,10 +171,7 @@ func (g *guestHalf) drop() {
 func (g *guestHalf) Flush(ctx context.Context, final bool) error {
 	var errs []error
 	if g.file != nil && !g.stream {
-		if pos, err := unix.Seek(int(g.file.Fd()), 0, 1); err == nil {
-			_, err := g.k.cfg.FS.call(ctx, VerbHandOn, marshal(Position{g.key, pos}))
-			errs = append(errs, err)
-		}
+		errs = append(errs, g.k.cfg.FS.handOn(ctx, g.key, g.file))
 	}
 	if final {
 		g.drop()
@@ -186,8 +183,7 @@ func (g *guestHalf) Flush(ctx context.Context, final bool) error {
 // Close leaves the file to the children of the body that have it open.
 func (g *guestHalf) Close() error {
 	g.drop()
-	_, err := g.k.cfg.FS.call(g.k.ctx, VerbForget, marshal(g.key))
-	return err
+	return nil
 }
 
 func duplicate(f *os.File) (*os.File, error) {

@@ -24,7 +24,7 @@ type spool struct {
 	r, w *os.File // the scratch pipe, empty between two reads; nil before the first
 }
 
-func (sp *spool) name() string { return "file." + sp.key.FileName() + ".scratch" }
+func (sp *spool) name() string { return "file." + sp.key.String() + ".scratch" }
 
 // open makes the scratch pipe and has it kept, or takes a predecessor's.
 func (sp *spool) open() error {

@@ -34,3 +34,11 @@ func journalViews(mem []byte) (*journalHead, []journalSlot) {
 	_ = [1]struct{}{}[journalSlots*unsafe.Sizeof(journalSlot{})/(journalSize-head+1)]
 	return (*journalHead)(unsafe.Pointer(&mem[0])), unsafe.Slice((*journalSlot)(unsafe.Pointer(&mem[head])), journalSlots)
 }
+
+// ioctlP asks the file server for P of an open file.
+func ioctlP(fd int) (p int64, err error) {
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), IoctlP, uintptr(unsafe.Pointer(&p))); e != 0 {
+		return 0, e
+	}
+	return p, nil
+}
