@@ -71,3 +71,14 @@ func BenchmarkNativeWrite4K(b *testing.B) {
 		f.Write(buf)
 	}
 }
+
+// BenchmarkCarry is what a descriptor costs a placement, from Claim to Close.
+func BenchmarkCarry(b *testing.B) {
+	p := newPair(b)
+	f := temp(b, os.O_RDWR, "")
+	for b.Loop() {
+		c := p.carry(f)
+		c.started()
+		c.ended()
+	}
+}

@@ -1,10 +1,10 @@
 package fsnode
 
 import (
-	"fmt"
 	"sync"
 
-	"unum"
+	"golang.org/x/sys/unix"
+
 	"unum/carry/file"
 )
 
@@ -50,12 +50,11 @@ type files struct {
 	tab     *table
 	nodes   map[uint64]*node
 	byKey   map[file.Key]*node
-	byName  map[string]*node
 	handles map[uint64]*handle
 }
 
 func newFiles(t *table) *files {
-	return &files{tab: t, nodes: map[uint64]*node{}, byKey: map[file.Key]*node{}, byName: map[string]*node{}, handles: map[uint64]*handle{}}
+	return &files{tab: t, nodes: map[uint64]*node{}, byKey: map[file.Key]*node{}, handles: map[uint64]*handle{}}
 }
 
 // load rebuilds everything from the table of a predecessor.
@@ -88,7 +87,6 @@ func (f *files) reset() {
 	f.tab.reset()
 	clear(f.nodes)
 	clear(f.byKey)
-	clear(f.byName)
 	clear(f.handles)
 }
 
@@ -97,7 +95,7 @@ func (f *files) addNode(r *record) *node {
 		rec: r, key: file.Key{Placement: r.Placement, Num: r.Num}, home: string(r.Home[:r.HomeLen]),
 		released: make(chan struct{}), watched: map[int32]bool{},
 	}
-	f.nodes[r.ID], f.byKey[n.key], f.byName[n.key.FileName()] = n, n, n
+	f.nodes[r.ID], f.byKey[n.key] = n, n
 	return n
 }
 
@@ -113,18 +111,18 @@ func (f *files) addHandle(n *node, r *record) *handle {
 
 // register makes the inode of a carried description. Doing it twice is no
 // error.
-func (f *files) register(r *file.Registration) error {
+func (f *files) register(r *file.Registration) (*node, unix.Errno) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.byKey[r.Key] != nil {
-		return nil
+	if n := f.byKey[r.Key]; n != nil {
+		return n, 0
 	}
-	rec := f.tab.alloc()
-	if rec == nil {
-		return fmt.Errorf("%d files are open already", tableRecords)
-	}
+	var rec *record
 	if len(r.Home) > len(rec.Home) {
-		return fmt.Errorf("node name %q is too long: %w", r.Home, unum.ErrNoNode)
+		return nil, unix.ENAMETOOLONG
+	}
+	if rec = f.tab.alloc(); rec == nil {
+		return nil, unix.ENFILE
 	}
 	rec.Placement, rec.Num, rec.Mode, rec.Ino, rec.Size, rec.P = r.Key.Placement, r.Key.Num, r.Mode, r.Ino, r.Size, r.Pos
 	rec.HomeLen = uint32(copy(rec.Home[:], r.Home))
@@ -132,8 +130,7 @@ func (f *files) register(r *file.Registration) error {
 		rec.Flags |= flagStream
 	}
 	rec.Kind = recNode
-	f.addNode(rec)
-	return nil
+	return f.addNode(rec), 0
 }
 
 // openPrimary opens the carried description itself. ok is false if that was
@@ -192,7 +189,6 @@ func (f *files) dropNode(n *node, h *handle) {
 	}
 	if f.byKey[n.key] == n {
 		delete(f.byKey, n.key)
-		delete(f.byName, n.key.FileName())
 		delete(f.nodes, n.rec.ID)
 		n.rec.Kind = recFree
 	}
@@ -202,16 +198,23 @@ func (f *files) dropNode(n *node, h *handle) {
 	}
 }
 
+// opened says whether n was ever opened, inUse whether it is now.
+func (f *files) opened(n *node) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return n.rec.Flags&flagOpened != 0
+}
+
+func (f *files) inUse(n *node) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return n.handles > 0
+}
+
 func (f *files) node(id uint64) *node {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.nodes[id]
-}
-
-func (f *files) named(name string) *node {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.byName[name]
 }
 
 func (f *files) keyed(k file.Key) *node {

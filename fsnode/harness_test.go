@@ -145,7 +145,7 @@ func newPair(t testing.TB) *pair {
 		t.Skip("needs root: mounts FUSE")
 	}
 	p := &pair{
-		t: t, dir: t.TempDir(), keep: &keeper{m: map[string]*os.File{}},
+		t: t, dir: stateDir(t), keep: &keeper{m: map[string]*os.File{}},
 		nodes: map[unum.NodeID]*fakeNode{}, kinds: map[unum.NodeID]*file.Kinds{},
 	}
 	p.startServer()
@@ -167,6 +167,16 @@ func newPair(t testing.TB) *pair {
 		}
 	})
 	return p
+}
+
+// stateDir is on tmpfs, as a node's is.
+func stateDir(t testing.TB) string {
+	dir, err := os.MkdirTemp("/dev/shm", "fsnode")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func (p *pair) startKinds(id unum.NodeID) {

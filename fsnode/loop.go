@@ -111,7 +111,7 @@ func (s *server) dispatch(buf *[]byte, b []byte) (kept bool) {
 		out := fuse.StatfsOut{Bsize: 4096, Frsize: 4096, NameLen: 255}
 		s.reply(h.Unique, 0, bytesOf(&out))
 	case opIoctl:
-		s.reply(h.Unique, unix.ENOTTY)
+		s.ioctl(&h, b)
 	case opCopyRange, opCopyRange64:
 		s.reply(h.Unique, unix.EINVAL) // callers read and write instead
 	case opReaddir, opReleasedir:

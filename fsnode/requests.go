@@ -2,6 +2,7 @@ package fsnode
 
 import (
 	"bytes"
+	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/vmihailenco/msgpack/v5"
@@ -10,11 +11,25 @@ import (
 	"unum/carry/file"
 )
 
+// lookup makes the node of the registration that the name is, or settles.
 func (s *server) lookup(h *fuse.InHeader, b []byte) {
 	name, _, _ := bytes.Cut(b[sizeOf[fuse.InHeader]():], []byte{0})
-	n := s.files.named(string(name))
-	if h.NodeId != fuse.FUSE_ROOT_ID || n == nil {
+	if h.NodeId != fuse.FUSE_ROOT_ID {
+		s.reply(h.Unique, unix.ENOTDIR)
+		return
+	}
+	if key, ok := strings.CutPrefix(string(name), file.SettlePrefix); ok {
+		s.settle(h, key)
+		return
+	}
+	r, err := file.ParseFileName(string(name))
+	if err != nil {
 		s.reply(h.Unique, unix.ENOENT)
+		return
+	}
+	n, errno := s.files.register(r)
+	if errno != 0 {
+		s.reply(h.Unique, errno)
 		return
 	}
 	out := fuse.EntryOut{NodeId: n.rec.ID, Generation: 1}
@@ -23,6 +38,39 @@ func (s *server) lookup(h *fuse.InHeader, b []byte) {
 		out.Attr.Size = uint64(n.rec.Size)
 	}
 	s.reply(h.Unique, 0, bytesOf(&out))
+}
+
+// settle answers once home knows of the close of a description, if it was
+// closed before this request.
+func (s *server) settle(h *fuse.InHeader, name string) {
+	key, err := file.ParseKey(name)
+	n := s.files.keyed(key)
+	if err != nil || n == nil || s.files.inUse(n) || !s.files.opened(n) {
+		s.reply(h.Unique, unix.ENOENT)
+		return
+	}
+	s.begin(h, n, false, func(r *request) {
+		select {
+		case <-n.released:
+		case <-r.interrupted:
+		case <-s.ctx.Done():
+			return // a successor answers
+		}
+		s.reply(r.unique, unix.ENOENT)
+	})
+}
+
+// ioctl answers the daemon's question for P; nothing else is a device.
+func (s *server) ioctl(h *fuse.InHeader, b []byte) {
+	in := decode[fuse.IoctlIn](b)
+	hd := s.files.handle(in.Fh)
+	if in.Cmd != file.IoctlP || hd == nil {
+		s.reply(h.Unique, unix.ENOTTY)
+		return
+	}
+	var out fuse.IoctlOut
+	p := hd.rec.P
+	s.reply(h.Unique, 0, bytesOf(&out), bytesOf(&p))
 }
 
 // mode is what the mount shows for home's mode: a pipe looks like a file here.

@@ -205,14 +205,8 @@ func (s *server) resume(dev, mnt *os.File) bool {
 		s.log.Warn("requests that the last file server had read stay unanswered; the kernel cannot send them again", "err", err)
 	}
 	s.start()
-	s.forgetClosed()
 	return true
 }
-
-// forgetClosed tells homes of descriptions that were closed while nobody
-// served: the RELEASE itself is still in the queue, but one that the
-// predecessor read may not have been passed on.
-func (s *server) forgetClosed() {}
 
 func (s *server) start() {
 	s.wg.Add(1)
@@ -225,19 +219,13 @@ func (s *server) start() {
 // verb answers the daemon.
 func (s *server) verb(ctx context.Context, v file.Verb, body []byte) ([]byte, error) {
 	switch v {
-	case file.VerbRegister:
-		var r file.Registration
-		if err := msgpack.Unmarshal(body, &r); err != nil {
-			return nil, err
-		}
-		return nil, s.files.register(&r)
 	case file.VerbHandOn:
 		var p file.Position
 		if err := msgpack.Unmarshal(body, &p); err != nil {
 			return nil, err
 		}
 		return nil, s.handOn(&p)
-	case file.VerbForget, file.VerbSettle, file.VerbWait:
+	case file.VerbForget, file.VerbWait:
 		var k file.Key
 		if err := msgpack.Unmarshal(body, &k); err != nil {
 			return nil, err
@@ -246,30 +234,27 @@ func (s *server) verb(ctx context.Context, v file.Verb, body []byte) ([]byte, er
 		if n == nil {
 			return nil, nil
 		}
-		return nil, s.ending(ctx, v, n)
+		if v == file.VerbForget {
+			s.forget(n)
+			return nil, nil
+		}
+		select {
+		case <-n.released:
+			return nil, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	return nil, fmt.Errorf("verb %d of daemon", v)
 }
 
-// ending serves the verbs about the end of a node.
-func (s *server) ending(ctx context.Context, v file.Verb, n *node) error {
-	s.files.mu.Lock()
-	handles, opened := n.handles, n.rec.Flags&flagOpened != 0
-	s.files.mu.Unlock()
-	switch {
-	case v == file.VerbForget && !opened:
-		s.up.do(n.home, &file.Op{Key: n.key, Code: file.OpRelease}, s.ctx.Done())
-		s.files.dropNode(n, nil)
-		return nil
-	case v == file.VerbForget, v == file.VerbSettle && handles > 0:
-		return nil
+// forget drops a node that was never opened.
+func (s *server) forget(n *node) {
+	if s.files.opened(n) {
+		return
 	}
-	select {
-	case <-n.released:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	return nil
+	s.up.do(n.home, &file.Op{Key: n.key, Code: file.OpRelease}, s.ctx.Done())
+	s.files.dropNode(n, nil)
 }
 
 // handOn sets home's position if the program has moved its own since its last
