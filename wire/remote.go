@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -34,6 +33,7 @@ type remote struct {
 	want      bool // somebody needs a connection
 	isLost    bool
 	lostEpoch unum.Epoch      // of the life that is over
+	alive     unum.Epoch      // the highest that was seen or told
 	gone      context.Context // ended and replaced by Lost and Forget
 	goneNow   context.CancelFunc
 	ctl       *conn
@@ -48,20 +48,6 @@ type remote struct {
 	session *session             // what the peer asks of this endpoint
 	served  map[*conn]unum.Epoch // connections it dialed
 }
-
-// call is one question under way. The one who takes it out of pending
-// completes it.
-type call struct {
-	id     uint64
-	method string
-	req    []byte
-	status byte
-	res    []byte
-	err    error
-	done   chan struct{} // capacity 1
-}
-
-var callPool = sync.Pool{New: func() any { return &call{done: make(chan struct{}, 1)} }}
 
 func newRemote(e *Endpoint, id unum.NodeID) *remote {
 	r := &remote{
@@ -99,126 +85,6 @@ func (r *remote) usable() error {
 
 func (r *remote) wrap(op string, err error) error {
 	return &unum.Error{Op: op, Node: r.id, Err: err}
-}
-
-// Call implements unum.Peer.
-func (r *remote) Call(ctx context.Context, method string, req []byte) ([]byte, error) {
-	if len(req) > MaxCall || len(method) > 255 {
-		return nil, r.wrap("call "+method, fmt.Errorf("request of %d bytes: above the limit of %d", len(req), MaxCall))
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	c := callPool.Get().(*call)
-	r.mu.Lock()
-	if err := r.usable(); err != nil {
-		r.mu.Unlock()
-		callPool.Put(c)
-		return nil, r.wrap("call "+method, err)
-	}
-	r.next++
-	c.id, c.method, c.req = r.next, method, req
-	r.pending[c.id] = c
-	ctl := r.ctl
-	if ctl == nil && !r.want {
-		r.want = true
-		r.nudge()
-	}
-	r.mu.Unlock()
-	if ctl != nil {
-		ctl.sendCall(ctx, c.id, method, req)
-	}
-	select {
-	case <-c.done:
-	case <-ctx.Done():
-		if r.take(c.id) != nil {
-			c.method, c.req = "", nil
-			callPool.Put(c)
-			r.cancel(c.id)
-			return nil, ctx.Err()
-		}
-		<-c.done
-	}
-	status, res, err := c.status, c.res, c.err
-	*c = call{done: c.done}
-	callPool.Put(c)
-	switch {
-	case err != nil:
-		return nil, r.wrap("call "+method, err)
-	case status != statusOK:
-		return nil, decodeError(res)
-	}
-	return res, nil
-}
-
-// take removes a pending call; nil if somebody else completes it.
-func (r *remote) take(id uint64) *call {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	c := r.pending[id]
-	delete(r.pending, id)
-	return c
-}
-
-// cancel tells the peer that the caller gave up.
-func (r *remote) cancel(id uint64) {
-	r.mu.Lock()
-	ctl := r.ctl
-	r.mu.Unlock()
-	if ctl != nil {
-		ctl.lock()
-		ctl.buf = appendHeader(ctl.buf, frameCancel, id, 0)
-		ctl.queue()
-	}
-}
-
-// sendCall writes a call in parts. What goes wrong is noticed by the reader,
-// and the call sent again on the next connection.
-func (c *conn) sendCall(ctx context.Context, id uint64, method string, req []byte) {
-	var n int
-	c.lock()
-	c.buf, n = appendCall(c.buf, id, method, req)
-	c.flush()
-	c.sendParts(ctx, frameMore, id, req[n:])
-}
-
-// sendParts writes the rest of a body and keeps out of the way of other
-// frames: it waits while much is queued.
-func (c *conn) sendParts(ctx context.Context, typ frameType, id uint64, rest []byte) {
-	for len(rest) > 0 {
-		if c.room(ctx) != nil {
-			return
-		}
-		n := min(len(rest), partSize)
-		c.buf = appendFrame(c.buf, typ, id, rest[:n])
-		c.flush()
-		rest = rest[n:]
-	}
-}
-
-// tell writes a message if there is a connection that is not stuck.
-func (r *remote) tell(method string, msg []byte) bool {
-	if 1+len(method)+len(msg) > maxFrame || len(method) > 255 {
-		return false
-	}
-	r.mu.Lock()
-	ctl := r.ctl
-	if ctl == nil && !r.want && r.usable() == nil {
-		r.want = true
-		r.nudge()
-	}
-	r.mu.Unlock()
-	if ctl == nil {
-		return false
-	}
-	ctl.lock()
-	if len(ctl.buf) > 2*maxQueued || ctl.err != nil { // large calls fill half of it
-		ctl.mu.Unlock()
-		return false
-	}
-	ctl.buf = appendNamed(ctl.buf, frameTell, 0, method, msg)
-	ctl.queue()
-	return true
 }
 
 // keep dials the control connection whenever one is wanted and none stands.
@@ -313,23 +179,6 @@ func (r *remote) dialFailed(err error) {
 	r.ep.log.Log(r.ep.ctx, level, "no connection to peer", "node", r.id, "err", err)
 }
 
-// failPending takes all pending calls; complete must follow, without mu.
-func (r *remote) failPending(err error) []*call {
-	var out []*call
-	for id, c := range r.pending {
-		c.err = err
-		out = append(out, c)
-		delete(r.pending, id)
-	}
-	return out
-}
-
-func complete(calls []*call) {
-	for _, c := range calls {
-		c.done <- struct{}{}
-	}
-}
-
 // install makes c the control connection and repeats what is pending on it.
 func (r *remote) install(c *conn) bool {
 	r.mu.Lock()
@@ -377,132 +226,4 @@ func (r *remote) uninstall(c *conn) {
 	}
 	r.mu.Unlock()
 	r.ep.disown(c.raw)
-}
-
-// asker takes the frames of the dialed control connection: answers.
-type asker struct {
-	r     *remote
-	parts parts
-}
-
-func (a *asker) frame(c *conn, h header, body []byte) error {
-	switch h.typ {
-	case frameReply:
-		total, rest, err := parseTotal(body)
-		if err != nil {
-			return err
-		}
-		status, data := rest[0], rest[1:]
-		if len(data) < total {
-			a.parts.begin(h.id, &part{code: status, total: total}, data)
-			return nil
-		}
-		a.answer(c, h.id, status, data)
-	case frameReplyMore:
-		q, err := a.parts.more(h.id, body)
-		if q == nil || err != nil {
-			return err
-		}
-		a.answer(c, h.id, q.code, q.data)
-	default:
-		return fmt.Errorf("%w: frame %d on a control connection", errProtocol, h.typ)
-	}
-	return nil
-}
-
-func (a *asker) answer(c *conn, id uint64, status byte, data []byte) {
-	p := a.r.take(id)
-	// The peer keeps the answer until it hears this. A large one is not left
-	// waiting for the next frame.
-	c.lock()
-	c.buf = appendHeader(c.buf, frameAck, id, 0)
-	if len(data) >= partSize {
-		c.queue()
-	} else {
-		c.put()
-	}
-	if p != nil {
-		p.status, p.res = status, data
-		p.done <- struct{}{}
-	}
-}
-
-func (a *asker) lost(*conn, error) {}
-
-// setLost ends the life of the peer with this epoch.
-func (r *remote) setLost(epoch unum.Epoch) {
-	r.mu.Lock()
-	if r.isLost && epoch <= r.lostEpoch {
-		r.mu.Unlock()
-		return
-	}
-	r.isLost, r.lostEpoch = true, epoch
-	r.mu.Unlock()
-	r.drop(unum.ErrNodeLost)
-}
-
-// drop fails all that waits for the peer and closes its connections.
-func (r *remote) drop(err error) {
-	r.mu.Lock()
-	r.want = false
-	failed := r.failPending(err)
-	conns := make([]*conn, 0, 4)
-	if r.ctl != nil {
-		conns = append(conns, r.ctl)
-		r.ctl = nil
-	}
-	for i := range r.bulk {
-		if c := r.bulk[i].conn; c != nil {
-			conns = append(conns, c)
-		}
-	}
-	for c := range r.served {
-		conns = append(conns, c)
-	}
-	s := r.session
-	r.session = nil
-	r.goneNow()
-	r.gone, r.goneNow = context.WithCancel(r.ep.ctx)
-	r.mu.Unlock()
-	for _, c := range conns {
-		c.fail(err)
-	}
-	if s != nil {
-		s.cancel()
-	}
-	complete(failed)
-}
-
-func (r *remote) close() {
-	r.mu.Lock()
-	r.closed = true
-	r.mu.Unlock()
-	r.drop(ErrClosed)
-	r.nudge()
-}
-
-// back ends the state lost for a higher epoch.
-func (r *remote) back(epoch unum.Epoch) {
-	r.mu.Lock()
-	if r.isLost && epoch > r.lostEpoch {
-		r.isLost = false
-	}
-	r.refused = nil
-	r.mu.Unlock()
-	r.nudge()
-}
-
-// admits says whether a connection of that epoch of the peer may stand. A new
-// life ends the state lost.
-func (r *remote) admits(epoch unum.Epoch) error {
-	r.mu.Lock()
-	lost, old := r.isLost, r.lostEpoch
-	r.mu.Unlock()
-	if lost && epoch <= old {
-		return fmt.Errorf("%w: %s was declared lost in epoch %d", unum.ErrStaleEpoch, r.id, old)
-	}
-	if lost {
-		r.back(epoch)
-	}
-	return nil
 }
