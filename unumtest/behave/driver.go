@@ -3,7 +3,7 @@ package behave
 import (
 	"bufio"
 	"context"
-	"encoding/json"
+	"encoding/gob"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +11,8 @@ import (
 )
 
 // The driver is this package inside a play. It reads requests from its
-// standard input and writes answers to its standard output, one JSON object a
-// line, any number of them at a time.
+// standard input and writes answers to its standard output, in gob, which leaves
+// any bytes as they are; any number of them at a time.
 
 type request struct {
 	ID   int
@@ -32,7 +32,7 @@ func Drive(r *Runner, cases []*Case, in io.Reader, out io.Writer) error {
 		byName[c.Name] = c
 	}
 	var mu sync.Mutex // guards enc
-	enc := json.NewEncoder(out)
+	enc := gob.NewEncoder(out)
 	send := func(a answer) error {
 		mu.Lock()
 		defer mu.Unlock()
@@ -45,7 +45,7 @@ func Drive(r *Runner, cases []*Case, in io.Reader, out io.Writer) error {
 	if err := send(answer{ID: 0}); err != nil { // ready
 		return err
 	}
-	dec := json.NewDecoder(in)
+	dec := gob.NewDecoder(in)
 	for {
 		var q request
 		if err := dec.Decode(&q); err != nil {
@@ -72,16 +72,17 @@ type Client struct {
 	Gone  chan struct{} // closed when the driver's output ended
 
 	mu   sync.Mutex
+	enc  *gob.Encoder
 	next int
 	wait map[int]chan *Result
 }
 
 // NewClient talks to a driver through its standard input and output.
 func NewClient(in io.WriteCloser, out io.Reader) *Client {
-	c := &Client{in: in, Ready: make(chan struct{}), Gone: make(chan struct{}), next: 1, wait: map[int]chan *Result{}}
+	c := &Client{in: in, enc: gob.NewEncoder(in), Ready: make(chan struct{}), Gone: make(chan struct{}), next: 1, wait: map[int]chan *Result{}}
 	go func() {
 		defer close(c.Gone)
-		dec := json.NewDecoder(bufio.NewReader(out))
+		dec := gob.NewDecoder(bufio.NewReader(out))
 		for {
 			var a answer
 			if dec.Decode(&a) != nil {
@@ -110,10 +111,7 @@ func (c *Client) Run(ctx context.Context, cs *Case, m Mode) (*Result, error) {
 	id := c.next
 	c.next++
 	c.wait[id] = ch
-	b, err := json.Marshal(request{id, cs.Name, m})
-	if err == nil {
-		_, err = c.in.Write(append(b, '\n'))
-	}
+	err := c.enc.Encode(request{id, cs.Name, m})
 	c.mu.Unlock()
 	if err != nil {
 		return nil, fmt.Errorf("ask the driver: %w", err)

@@ -10,6 +10,7 @@ import (
 	"sort"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 )
@@ -61,7 +62,7 @@ func snapshot(dir string) (map[string]string, error) {
 			if err != nil {
 				return err
 			}
-			if len(b) > 4096 {
+			if len(b) > 4096 || !utf8.Valid(b) {
 				s += fmt.Sprintf(" %d bytes, sha256 %x", len(b), sha256.Sum256(b))
 			} else {
 				s += "\n" + string(b)
