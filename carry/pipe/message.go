@@ -40,10 +40,10 @@ const (
 
 const (
 	headLen  = 1 + 8
-	maxBytes = 64<<10 - headLen // of one data message: what a pipe holds by default, and far below unum.MaxMessage
+	maxBytes = 64 << 10 // of one data message: what a pipe holds by default
 )
 
-var _ = [unum.MaxMessage - maxBytes]struct{}{} // maxBytes fits
+var _ = [unum.MaxMessage - headLen - maxBytes]struct{}{} // it fits
 
 // ack is what a sink says: everything below wrote is in its pipe; everything
 // below free was taken from there, so that the source may let go of it.

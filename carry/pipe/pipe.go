@@ -39,6 +39,7 @@ type Carrier struct {
 	log     *slog.Logger
 	null    *os.File
 	pool    pool
+	bufs    buffers
 	watcher *watcher // nil: none to be had
 	witness *witness // nil: none to be had
 

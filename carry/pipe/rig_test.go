@@ -27,7 +27,7 @@ import (
 
 // rig is a home, n1, and a guest, n2, with a carrier each.
 type rig struct {
-	t    *testing.T
+	t    testing.TB
 	net  *carrytest.Net
 	side [2]*rigNode
 }
@@ -43,7 +43,7 @@ type rigNode struct {
 
 var ids atomic.Uint64
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: descriptors of other processes are looked at")
@@ -133,9 +133,12 @@ func (n *rigNode) restart() {
 	n.begin()
 }
 
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(b []byte) (int, error) {
+	if os.Getenv("PIPE_LOG") != "" {
+		os.Stderr.Write(b)
+	}
 	w.t.Logf("%s", bytes.TrimSpace(b))
 	return len(b), nil
 }
@@ -266,7 +269,7 @@ func (p *placed) restart(i int) {
 }
 
 // userPipe is a pipe at home, with blocking descriptions as a shell makes them.
-func userPipe(t *testing.T) (r, w *os.File) {
+func userPipe(t testing.TB) (r, w *os.File) {
 	t.Helper()
 	r, w, err := sys.NewPipe(0, 0, 0)
 	if err != nil {
@@ -276,7 +279,7 @@ func userPipe(t *testing.T) (r, w *os.File) {
 	return r, w
 }
 
-func dup(t *testing.T, f *os.File) *os.File {
+func dup(t testing.TB, f *os.File) *os.File {
 	t.Helper()
 	nfd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
@@ -285,7 +288,7 @@ func dup(t *testing.T, f *os.File) *os.File {
 	return os.NewFile(uintptr(nfd), f.Name())
 }
 
-func openFDs(t *testing.T) []string {
+func openFDs(t testing.TB) []string {
 	t.Helper()
 	names, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -316,7 +319,7 @@ func descendants(pid int) (out []int) {
 	return out
 }
 
-func eventually(t *testing.T, cond func() bool) bool {
+func eventually(t testing.TB, cond func() bool) bool {
 	t.Helper()
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if cond() {

@@ -139,3 +139,20 @@ func (p *pool) close() {
 	}
 	p.free = nil
 }
+
+// buffers lends the memory of messages.
+type buffers struct{ p sync.Pool }
+
+func (b *buffers) get(n int) []byte {
+	if m, ok := b.p.Get().(*[headLen + maxBytes]byte); ok {
+		return m[:n]
+	}
+	return new([headLen + maxBytes]byte)[:n]
+}
+
+// put takes back what get gave; other slices it lets go.
+func (b *buffers) put(m []byte) {
+	if cap(m) == headLen+maxBytes {
+		b.p.Put((*[headLen + maxBytes]byte)(m[:headLen+maxBytes]))
+	}
+}

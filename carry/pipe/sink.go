@@ -427,7 +427,11 @@ func (s *sink) take(msg []byte) error {
 			return errors.Join(errBadMessage, err)
 		}
 		if end := off + uint64(len(p)); end > s.next {
-			s.pending = append(s.pending, p[s.next-off:]...)
+			if p = p[s.next-off:]; len(s.pending) == 0 {
+				s.pending = p
+			} else {
+				s.pending = append(s.pending, p...)
+			}
 			s.next = end
 		}
 	case mRecords:

@@ -80,8 +80,12 @@ func (s *source) resume() error {
 // pump feeds whenever something was written to the pipe. Its goroutine ends
 // when in is closed.
 //
-// An edge comes with every write, also when the pipe was not empty: the kernel
-// promises that to epoll (poll_usage in fs/pipe.c, 5.14 and stable trees).
+// An edge comes at the end of every write, also when the pipe was not empty:
+// the kernel promises that to epoll (poll_usage in fs/pipe.c, 5.14 and stable
+// trees). But a write that fills the pipe and waits for room has its edge only
+// if the pipe was empty before. So consume is followed by another look: what
+// is in the pipe was either there at the last look, and sent, so that its being
+// taken will be told; or it is seen now; or the pipe is empty.
 func (s *source) pump(in *os.File) {
 	rc, err := in.SyscallConn()
 	if err != nil {
@@ -112,7 +116,9 @@ func (s *source) feed() {
 		if msg == nil {
 			return
 		}
-		if l.send(msg) != nil {
+		err = l.send(msg)
+		s.h.c.bufs.put(msg)
+		if err != nil {
 			s.detached(l)
 			return
 		}
@@ -183,7 +189,7 @@ func (s *source) copyOut(held int) ([]byte, error) {
 	if err := t.drop(s.h.c.null, skip); err != nil {
 		return nil, err
 	}
-	msg := make([]byte, headLen+min(n-skip, maxBytes))
+	msg := s.h.c.bufs.get(headLen + min(n-skip, maxBytes))
 	copy(msg, head(mData, s.sent))
 	for off := headLen; off < len(msg); {
 		m, err := sys.ReadNow(t.r, msg[off:])
@@ -282,8 +288,8 @@ func (s *source) message(l *link, msg []byte) error {
 		s.mu.Unlock()
 		return err
 	}
-	wasReady := s.ready
-	if !s.ready {
+	begins := !s.ready
+	if begins {
 		s.ready, s.sent = true, max(a.wrote, s.consumed)
 	}
 	s.acked = max(s.acked, a.wrote)
@@ -297,9 +303,7 @@ func (s *source) message(l *link, msg []byte) error {
 	if err := s.settle(); err != nil {
 		return err
 	}
-	if !wasReady {
-		s.kick()
-	}
+	s.kick(begins)
 	return nil
 }
 
@@ -335,11 +339,15 @@ func (s *source) finish() error {
 	return err
 }
 
-// kick makes the pump look again.
-func (s *source) kick() {
+// kick makes the pump look again, if there is something to see or anyway.
+func (s *source) kick(anyway bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.in != nil {
+	if s.in == nil {
+		return
+	}
+	held, err := sys.PipeUnread(s.in)
+	if err != nil || s.consumed+uint64(held) > s.sent || s.needed > s.acked || anyway {
 		s.in.SetReadDeadline(time.Unix(1, 0))
 	}
 }
@@ -372,7 +380,7 @@ func (s *source) flush(ctx context.Context, final bool) error {
 	s.needed, s.syncSent = max(s.needed, s.consumed+uint64(held)), false
 	target := s.needed
 	s.mu.Unlock()
-	s.kick()
+	s.kick(true)
 	return s.changed.wait(ctx, s.h.released, func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
