@@ -2,50 +2,141 @@ package node
 
 import (
 	"context"
-	"fmt"
 	"net"
-	"strconv"
-	"strings"
-	"time"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
 
 	"unum"
+	"unum/cluster"
+	"unum/cluster/etcd"
 	"unum/sched"
 )
 
 // members is the cluster as this daemon sees it.
 type members struct {
-	d *Daemon
+	d     *Daemon
+	store *etcd.Store
+	beats *cluster.Heartbeats
+	epoch atomic.Uint64
+	load  loadMeter
+
+	mu    sync.Mutex
+	lease cluster.Lease
+	addrs map[unum.NodeID]string
+	lost  map[unum.NodeID]unum.Epoch // down, and told to placement
 }
 
-func newMembers(d *Daemon) *members { return &members{d: d} }
+func newMembers(d *Daemon) *members {
+	m := &members{d: d, addrs: map[unum.NodeID]string{}, lost: map[unum.NodeID]unum.Epoch{}}
+	// Until the list has been read, these two are known.
+	m.addrs[d.cfg.CoordinatorNode] = d.cfg.Coordinator
+	m.addrs[d.cfg.Node] = d.cfg.Listen
+	return m
+}
 
-func (d *Daemon) join(ctx context.Context) error { return nil }
+// join registers the node with the coordination store; on the voter it starts
+// the store first.
+func (d *Daemon) join(ctx context.Context) error {
+	m := d.members
+	c := etcd.Config{
+		Node: d.cfg.Node, Voter: d.cfg.Voter, Voters: []unum.NodeID{d.cfg.CoordinatorNode},
+		Dir: filepath.Join(d.cfg.StateDir(), "etcd"), Sockets: filepath.Join(d.cfg.StateDir(), "etcd-run"),
+		Addr: d.cfg.Listen, Fast: true, Log: d.log,
+		Dial: func(ctx context.Context, v unum.NodeID) (net.Conn, error) {
+			return d.wire.Dial(ctx, v, etcd.ClientALPN)
+		},
+	}
+	if d.cfg.Voter {
+		dial := func(path string) func() (net.Conn, error) {
+			return func() (net.Conn, error) { return net.Dial("unix", path) }
+		}
+		d.wire.RouteTLS("", dial(c.PeerSocket()))
+		d.wire.RouteTLS(etcd.ClientALPN, dial(c.ClientSocket()))
+	}
+	var err error
+	if m.store, err = etcd.Open(ctx, c); err != nil {
+		return err
+	}
+	lease, err := m.store.Register(ctx, cluster.Registration{
+		ID: d.cfg.Node, Addr: d.cfg.Listen, Incarnation: d.inc, Version: unum.Version,
+		Voter: d.cfg.Voter, Fixed: true, Index: d.cfg.Index,
+	})
+	if err != nil {
+		return err
+	}
+	m.lease = lease
+	m.epoch.Store(uint64(lease.Node().Epoch))
+	return nil
+}
+
+// Up says that the node takes processes, and begins to send heartbeats.
+func (m *members) Up(ctx context.Context) error {
+	m.load.start(m.d)
+	if err := m.store.SetState(ctx, m.d.cfg.Node, m.Epoch(), unum.Up); err != nil {
+		return err
+	}
+	m.beats = cluster.NewHeartbeats(cluster.HeartbeatConfig{
+		Node: m.d.cfg.Node, Store: m.store, Link: m.d.wire, Load: m.load.get, Changed: m.changed, Log: m.d.log,
+	})
+	return m.beats.Start(ctx, m.lease)
+}
+
+// changed keeps the addresses, and tells placement of nodes that are lost.
+func (m *members) changed(nodes []unum.NodeInfo) {
+	for _, n := range nodes {
+		m.mu.Lock()
+		if n.State == unum.Left {
+			delete(m.addrs, n.ID)
+		} else if n.Addr != "" {
+			m.addrs[n.ID] = n.Addr
+		}
+		news := false
+		if n.State == unum.Down && m.lost[n.ID] != n.Epoch {
+			m.lost[n.ID], news = n.Epoch, true
+		}
+		m.mu.Unlock()
+		if news && n.ID != m.d.cfg.Node {
+			m.d.log.Warn("a node is lost", "peer", n.ID, "epoch", n.Epoch)
+			m.d.lost(n.ID)
+		}
+	}
+}
 
 // Lookup returns the address of a node.
 func (m *members) Lookup(id unum.NodeID) (string, bool) {
-	n, err := strconv.Atoi(strings.TrimPrefix(string(id), "n"))
-	if err != nil || n < 1 || n > 3 {
-		return "", false
-	}
-	_, port, _ := net.SplitHostPort(m.d.cfg.Coordinator)
-	return fmt.Sprintf("10.77.0.%d:%s", n, port), true
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	a, ok := m.addrs[id]
+	return a, ok
 }
 
-func (m *members) Epoch() unum.Epoch { return 1 }
+// Epoch is this node's.
+func (m *members) Epoch() unum.Epoch { return unum.Epoch(m.epoch.Load()) }
 
-func (m *members) Up(ctx context.Context) error { return nil }
+// Lost is closed when the node does not hold its lease any more.
+func (m *members) Lost() <-chan struct{} { return m.lease.Lost() }
 
-func (m *members) Lost() <-chan struct{} { return nil }
-
-func (m *members) Close() {}
-
+// View is the cluster as placement needs it.
 func (m *members) View() sched.View {
 	v := sched.View{Self: m.d.cfg.Node}
-	for i := range 3 {
-		v.Nodes = append(v.Nodes, unum.NodeInfo{
-			ID: unum.NodeID(fmt.Sprintf("n%d", i+1)), Index: unum.NodeIndex(i), State: unum.Up,
-			Load: unum.Load{CPUs: 2, MemTotal: 1 << 33, MemFree: 1 << 33, At: time.Now().UnixNano()},
-		})
+	if m.beats != nil {
+		v.Nodes = m.beats.Nodes()
 	}
 	return v
+}
+
+// Close leaves the lease to run out by itself: a daemon that is restarted at
+// once is not missed.
+func (m *members) Close() {
+	if m.beats != nil {
+		m.beats.Close()
+	}
+	m.load.stop()
+	if m.lease != nil {
+		m.lease.Close()
+	}
+	if m.store != nil {
+		m.store.Close()
+	}
 }

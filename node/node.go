@@ -237,3 +237,11 @@ func (d *Daemon) failed(pid unum.Pid) {
 	defer d.schedMu.Unlock()
 	d.sched.Failed(time.Now().UnixNano(), pid)
 }
+
+// lost ends what depended on a node that is down.
+func (d *Daemon) lost(id unum.NodeID) {
+	d.schedMu.Lock()
+	d.sched.Lost(id)
+	d.schedMu.Unlock()
+	d.rexec.Lost(id)
+}
