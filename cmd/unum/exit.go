@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"unum"
 	"unum/ctl"
 	"unum/sys"
 )
@@ -50,9 +51,33 @@ func commandError(name string, err error) error {
 	return err
 }
 
-// fail prints the one line of a failure and returns its exit code.
+// advice says what to do about a failure whose error says only what it is.
+func advice(err error) string {
+	for _, a := range []struct {
+		is  error
+		say string
+	}{
+		{syscall.EADDRINUSE, "another program has the port: end it, or choose another in the node's configuration"},
+		{syscall.ENOSPC, "make room there"},
+		{syscall.EDQUOT, "make room there"},
+		{syscall.EROFS, "it must be writable"},
+		{unum.ErrVersion, "all nodes, and the command line, must be of one version (`unum version`)"},
+		{unum.ErrNoIndex, "a cluster has at most 64 nodes: remove one first"},
+		{unum.ErrNodeLost, "see `unum nodes`"},
+	} {
+		if errors.Is(err, a.is) {
+			return "; " + a.say
+		}
+	}
+	return ""
+}
+
+// line is the one line that a user reads of a failure.
+func line(err error) string { return "unum: " + clean(err.Error()+advice(err)) }
+
+// fail prints the line of a failure and returns its exit code.
 func fail(err error) int {
-	fmt.Fprintf(os.Stderr, "unum: %s\n", clean(err.Error()))
+	fmt.Fprintln(os.Stderr, line(err))
 	var c *codeError
 	if errors.As(err, &c) {
 		return c.code

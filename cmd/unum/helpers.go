@@ -45,7 +45,7 @@ func helper(args []string) (code int, done bool) {
 func served(main func(config string) error) func(string) int {
 	return func(config string) int {
 		if err := main(config); err != nil {
-			fmt.Fprintln(os.Stderr, "unum:", err)
+			fmt.Fprintln(os.Stderr, line(err))
 			return 1
 		}
 		return 0

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -34,8 +35,12 @@ be executed, 127 if it is not found.`,
   unum run -n n2 make -j8
   unum run -d -n n3 ./server          prints the PID; see "unum logs PID"
   UNUM_NODE=elsewhere make -j6        the same choice, for all that make starts`,
-		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: cobra.NoFileCompletions,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("run: no command given: unum run [-n NODE] COMMAND [ARG...]")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.argv = args
 			return run(cmd.Context(), o)
@@ -103,7 +108,7 @@ func run(ctx context.Context, o runOptions) error {
 	if o.detach {
 		pid, err := cl.Detach(ctx, req)
 		if err != nil {
-			return commandError(req.Argv[0], err)
+			return startError(req, err)
 		}
 		fmt.Println(pid)
 		return nil
@@ -115,9 +120,21 @@ func run(ctx context.Context, o runOptions) error {
 func runThrough(ctx context.Context, cl *ctl.Client, req *ctl.RunRequest) error {
 	exit, err := cl.Run(ctx, req, ctl.Stdio{In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
 	if err != nil {
-		return commandError(req.Argv[0], err)
+		return startError(req, err)
 	}
 	return &ended{exit}
+}
+
+// startError says why a command did not start. The exit code of the kernel's
+// refusal is the command's, but not if it was the directory that is missing.
+func startError(req *ctl.RunRequest, err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		if fi, serr := os.Stat(req.Dir); serr != nil || !fi.IsDir() {
+			return fmt.Errorf("working directory %s: %w (choose one with -w)", req.Dir, err)
+		}
+	}
+	return commandError(req.Argv[0], err)
 }
 
 // request describes a command with everything it inherits from this process.
