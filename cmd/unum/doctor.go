@@ -35,7 +35,7 @@ node needs. Run it as root: others may not look at everything.`,
 			for _, r := range doctor.Examine(doctor.Table()) {
 				row := doctorRow{Name: r.Check.Name, Status: r.Status(), Since: r.Check.Since,
 					Needed: r.Check.Needed, For: r.Check.For, Without: r.Check.Without}
-				need, say := "", "for "+row.For
+				need, say := "", row.For
 				if row.Needed {
 					need = "needed"
 				}

@@ -173,13 +173,14 @@ func ready(ctx context.Context, p *play.Play) (*ctl.Client, error) {
 		if err != nil {
 			return nil, err
 		}
-		up := map[unum.NodeID]unum.NodeState{}
+		up := map[unum.NodeID]bool{}
 		for _, n := range nodes {
-			up[n.ID] = n.State
+			// A node that has not told its load yet would get nothing to do.
+			up[n.ID] = n.State == unum.Up && n.Load.CPUs > 0
 		}
 		missing := unum.NodeID("")
 		for _, n := range p.Nodes() {
-			if up[n.ID] != unum.Up {
+			if !up[n.ID] {
 				missing = n.ID
 			}
 		}
