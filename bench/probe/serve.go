@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -109,7 +111,7 @@ func hide() (in, out *os.File, err error) {
 }
 
 func (s *server) do(q *Request, r *Result) (err error) {
-	env := append(os.Environ(), q.Env...)
+	env := environ(q.Env)
 	switch q.Op {
 	case OpExec:
 		r.NS, err = execLoop(q.Argv, env, q.N)
@@ -133,6 +135,19 @@ func (s *server) do(q *Request, r *Result) (err error) {
 		err = fmt.Errorf("no operation %q", q.Op)
 	}
 	return err
+}
+
+// environ is this process's environment with more, each name once: who reads
+// it takes the first.
+func environ(more []string) []string {
+	var env []string
+	for _, e := range os.Environ() {
+		name, _, _ := strings.Cut(e, "=")
+		if !slices.ContainsFunc(more, func(m string) bool { return strings.HasPrefix(m, name+"=") }) {
+			env = append(env, e)
+		}
+	}
+	return append(env, more...)
 }
 
 func (s *server) run(q *Request, r *Result, env []string) error {
