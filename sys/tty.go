@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"strconv"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -144,10 +145,15 @@ func OpenPty(dir string) (master *os.File, number int, err error) {
 // OpenSlave opens the other end of a master (TIOCGPTPEER). It is never made a
 // controlling terminal.
 func OpenSlave(master int, flags int) (*os.File, error) {
+	// O_CLOEXEC here would stay in the open file's flags, where /proc shows it
+	// for every duplicate.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	for {
-		fd, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(master), tiocgptpeer, uintptr(flags|unix.O_NOCTTY|unix.O_CLOEXEC))
+		fd, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(master), tiocgptpeer, uintptr(flags&^unix.O_CLOEXEC|unix.O_NOCTTY))
 		switch e {
 		case 0:
+			unix.CloseOnExec(int(fd))
 			return os.NewFile(fd, "pts"), nil
 		case unix.EINTR:
 		default:

@@ -26,8 +26,19 @@ type Desc struct {
 	Ctty    bool     // it is the controlling terminal of that session
 	Fg      bool     // the caller's group is in its foreground
 	HostPid int      // of the caller, which becomes the deputy; for home only
+	Root    Root     // the terminal that people type at
 	Modes   Modes
 	Size    Size
+}
+
+// Root is the terminal at the beginning of a chain of placements: home's own,
+// unless home has it from another node.
+type Root struct {
+	_msgpack struct{} `msgpack:",as_array"`
+
+	Node unum.NodeID
+	Sid  unum.Pid
+	Dev  uint32
 }
 
 // Modes are struct termios2 in the layout that all 64-bit architectures share.
@@ -110,6 +121,22 @@ func (d *Desc) read(fd int) error {
 	return nil
 }
 
+// trace fills in the root.
+func (k *Kind) trace(d *Desc, p *carry.Proc) {
+	d.Root = Root{Node: k.cfg.Node, Sid: d.Sid, Dev: d.Dev}
+	if !k.Guests.has(d.Dev) {
+		return
+	}
+	f, err := k.openPrivate(d.Dev, p.HostPid, nil)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if l := k.Guests.lineOf(f, d.Dev); l != nil {
+		d.Root = l.root
+	}
+}
+
 func (d *Desc) job(p *carry.Proc) error {
 	j, err := sys.ReadJob(p.HostPid, nil)
 	if err != nil {
@@ -129,6 +156,10 @@ const (
 	majPts  = 136 // to 143: /dev/pts
 	majTty  = 4   // consoles and serial lines
 	majAlt  = 5   // /dev/tty, /dev/console, /dev/ptmx
+	majAcm  = 166 // other serial lines and virtual consoles
+	majUSB  = 188
+	majLow  = 204
+	majHvc  = 229
 	minPtmx = 2
 )
 
@@ -140,7 +171,8 @@ func (k *Kind) describeFD(p *carry.Proc, fd *carry.FD) (*Desc, error) {
 	switch maj, min := unix.Major(uint64(fd.Stat.Rdev)), unix.Minor(uint64(fd.Stat.Rdev)); {
 	case maj == majAlt && min == minPtmx:
 		return nil, fmt.Errorf("the master of a pseudo-terminal: %w", unum.ErrStaysHome)
-	case maj >= majPts && maj < majPts+8, maj == majTty, maj == majAlt && min < 2:
+	case maj >= majPts && maj < majPts+8, maj == majTty, maj == majAlt && min < minPtmx,
+		maj == majAcm, maj == majUSB, maj == majLow, maj == majHvc:
 	default:
 		return nil, nil
 	}
@@ -159,7 +191,11 @@ func (k *Kind) describeFD(p *carry.Proc, fd *carry.FD) (*Desc, error) {
 	if err := d.read(rawFD(f)); err != nil {
 		return nil, err
 	}
-	return d, d.job(p)
+	if err := d.job(p); err != nil {
+		return nil, err
+	}
+	k.trace(d, p)
+	return d, nil
 }
 
 // rawFD returns the number without making the descriptor blocking, as Fd does.

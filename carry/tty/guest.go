@@ -39,7 +39,7 @@ type lineKey struct {
 // makes it if there is none. Preconditions: d.Ctty, or the caller makes no
 // controlling terminal of it. The placement closes its End when it is over.
 func (g *Guests) Session(_ context.Context, pl carry.Placement, d *Desc) (*End, error) {
-	l, err := g.line(pl.Home, d)
+	l, err := g.line(pl.Home, d, true)
 	if err != nil {
 		return nil, wrap("carry", "", pl.Pid, "terminal", err)
 	}
@@ -63,8 +63,9 @@ func (g *Guests) EndSession(home unum.NodeID, sid unum.Pid) {
 	}
 }
 
-// line finds or makes.
-func (g *Guests) line(home unum.NodeID, d *Desc) (*Line, error) {
+// line finds or makes. A terminal that went through other nodes and came back
+// may be found under the name it first came by.
+func (g *Guests) line(home unum.NodeID, d *Desc, known bool) (*Line, error) {
 	key := lineKey{home, d.Sid, d.Dev}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -73,6 +74,11 @@ func (g *Guests) line(home unum.NodeID, d *Desc) (*Line, error) {
 	}
 	if l := g.lines[key]; l != nil {
 		return l, nil
+	}
+	for _, l := range g.lines {
+		if known && l.root == d.Root && d.Root.Node != home {
+			return l, nil
+		}
 	}
 	l, err := newLine(g, key, d)
 	if err != nil {
@@ -187,6 +193,9 @@ type Line struct {
 	k      *Kind
 	key    lineKey
 	ctty   bool
+	root   Root
+	devpts uint64 // device number of its file system
+	number int
 	ctx    context.Context
 	cancel context.CancelFunc
 	link   link
@@ -197,6 +206,7 @@ type Line struct {
 
 	// io is held while the master is read or closed.
 	io      sync.Mutex
+	used    bool     // somebody had it open
 	master  *os.File // nil after a hang-up
 	pending *Modes   // to be told once the output before them is
 	verbat  int      // that much of it at most; see control
@@ -219,7 +229,8 @@ type Line struct {
 	release  int64
 	flushID  int64
 	flushes  map[int64]chan struct{}
-	ackc     chan struct{} // closed and replaced when written grows
+	relays   map[*home]int64 // homes that have this terminal on to other nodes, and what they want
+	ackc     chan struct{}   // closed and replaced when written grows
 	watchc   chan struct{}
 	life     uint64
 	ch       unum.Channel
@@ -231,17 +242,24 @@ func newLine(g *Guests, key lineKey, d *Desc) (*Line, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := openNumber(dir, int(unix.Minor(uint64(d.Dev))))
+	m, n, err := openNumber(dir, int(unix.Minor(uint64(d.Dev))))
 	if err != nil {
 		return nil, err
 	}
 	l := &Line{
-		g: g, k: g.k, key: key, ctty: d.Ctty, master: m,
-		ends: map[*End]struct{}{}, flushes: map[int64]chan struct{}{},
+		g: g, k: g.k, key: key, ctty: d.Ctty, root: d.Root, number: n, master: m,
+		relays: map[*home]int64{},
+		ends:   map[*End]struct{}{}, flushes: map[int64]chan struct{}{},
 		ackc: make(chan struct{}), watchc: make(chan struct{}, 1),
 	}
 	l.ctx, l.cancel = context.WithCancel(g.k.ctx)
 	fd := rawFD(m)
+	var st unix.Stat_t
+	if err = unix.Fstat(fd, &st); err != nil {
+		m.Close()
+		return nil, err
+	}
+	l.devpts = uint64(st.Dev)
 	if err = l.adopt(fd, d); err == nil {
 		// From now on no body can clear it.
 		err = sys.LockTtyAttr(fd, &unix.Termios{Lflag: sys.EXTPROC})
@@ -255,10 +273,10 @@ func newLine(g *Guests, key lineKey, d *Desc) (*Line, error) {
 
 // openNumber prefers a pty of the same number as home's, so that ttyname agrees
 // where it can.
-func openNumber(dir string, want int) (*os.File, error) {
+func openNumber(dir string, want int) (*os.File, int, error) {
 	m, n, err := sys.OpenPty(dir)
 	if err != nil || n >= want || want-n > 16 {
-		return m, err
+		return m, n, err
 	}
 	var spare []*os.File
 	defer func() {
@@ -277,7 +295,7 @@ func openNumber(dir string, want int) (*os.File, error) {
 		spare = append(spare, m)
 		m, n = o, on
 	}
-	return m, nil
+	return m, n, nil
 }
 
 // adopt gives the pty home's modes and size.
@@ -298,6 +316,7 @@ func (l *Line) open(flags int) (f *os.File, err error) {
 	if l.master == nil {
 		return nil, unix.EIO
 	}
+	l.used = true
 	return sys.OpenSlave(rawFD(l.master), flags)
 }
 
@@ -314,7 +333,7 @@ func (l *Line) attach(pl carry.Placement, d *Desc) (*End, error) {
 		if err != nil {
 			return nil, err
 		}
-		l.slave = s
+		l.slave, l.used = s, true
 		if err := l.adopt(rawFD(l.master), d); err != nil {
 			return nil, err
 		}
@@ -331,6 +350,10 @@ func (l *Line) detach(e *End) {
 	if len(l.ends) == 0 && l.slave != nil {
 		l.slave.Close()
 		l.slave = nil
+		l.raw, l.offered, l.eager = false, false, 0
+		if l.want > 0 {
+			l.tell(wantNothing)
+		}
 	}
 	l.mu.Unlock()
 	l.checkIdle()
@@ -353,6 +376,10 @@ func (l *Line) setForeground(ctx context.Context, pgid unum.Pid) error {
 		err = a.SetForeground(ctx, 0)
 	}
 	l.wish()
+	for _, h := range l.relayed() {
+		h.sync(ctx)
+		h.kick()
+	}
 	return err
 }
 
@@ -385,7 +412,7 @@ func (l *Line) checkIdle() {
 	idle := l.master == nil
 	if !idle {
 		re, err := sys.PollFD(rawFD(l.master), unix.POLLIN)
-		idle = err == nil && re&unix.POLLHUP != 0 && re&unix.POLLIN == 0
+		idle = err == nil && (re&unix.POLLHUP != 0 || !l.used) && re&unix.POLLIN == 0
 	}
 	l.io.Unlock()
 	l.mu.Lock()

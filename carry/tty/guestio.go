@@ -25,7 +25,7 @@ func (g *Guests) accept(ctx context.Context, from unum.NodeID, b []byte, ch unum
 		g.k.log.Warn("terminal link refused", "node", from, "err", err)
 		return
 	}
-	l, err := g.line(from, d)
+	l, err := g.line(from, d, false)
 	if err != nil {
 		g.k.log.Warn("no terminal for a link", "node", from, "err", err)
 		return
@@ -134,6 +134,9 @@ func (l *Line) handle(m message) {
 		l.offered = m.N != 0
 		l.mu.Unlock()
 		poke(l.watchc)
+		for _, h := range l.relayed() {
+			h.passOffer(m.N != 0)
+		}
 	case opInput:
 		l.input(m)
 	case opFlushed:

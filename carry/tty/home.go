@@ -50,6 +50,7 @@ func (hs *Homes) Describe(p *carry.Proc) (*Desc, error) {
 	for key, h := range hs.homes {
 		if key.sid == d.Sid && key.dev == d.Dev && h.describe(d) {
 			hs.mu.Unlock()
+			d.Root = h.desc.Root
 			return d, nil
 		}
 	}
@@ -59,6 +60,7 @@ func (hs *Homes) Describe(p *carry.Proc) (*Desc, error) {
 		defer f.Close()
 		err = d.read(rawFD(f))
 	}
+	hs.k.trace(d, p)
 	if errors.Is(err, unix.EIO) { // hung up: as good as none
 		return nil, nil
 	}
@@ -114,10 +116,16 @@ func (hs *Homes) ForegroundChanged(ctx context.Context, sid unum.Pid) {
 }
 
 // Sync returns when the guest's terminal has what home's has: foreground group,
-// modes and size. It is to be called before a SIGCONT is passed on to a body.
+// modes and size, and the signals of keys. It is to be called before a SIGCONT
+// is passed on to a body, which a late SIGTSTP would stop again.
 func (hs *Homes) Sync(ctx context.Context, pl carry.Placement) error {
 	for _, h := range hs.of(func(k homeKey) bool { return k.sid == pl.Sid && k.guest == pl.Guest }) {
-		if !h.sync(ctx) {
+		h.sync(ctx)
+		h.mu.Lock()
+		dirty := h.dirty
+		h.dirty = false
+		h.mu.Unlock()
+		if !dirty {
 			continue
 		}
 		if err := h.syncWait(ctx); err != nil {
@@ -182,6 +190,7 @@ type home struct {
 	mu      sync.Mutex
 	tty     *os.File // our own description; nil while nobody at the guest uses it
 	rc      syscall.RawConn
+	up      *Line // the terminal is itself one of this node's guests', or nil
 	ends    map[*HomeEnd]struct{}
 	live    bool // a body runs, or did since tty was opened
 	hung    bool
@@ -189,6 +198,7 @@ type home struct {
 	modes   Modes // as agreed with the guest
 	size    Size
 	fg      unum.Pid
+	dirty   bool // the guest was told something since the last Sync
 	want    int64
 	offered bool
 	release int64
@@ -244,7 +254,9 @@ func (h *home) attach(pl carry.Placement, d *Desc, file *os.File) (*HomeEnd, err
 			f.Close()
 			return nil, err
 		}
-		h.tty, h.rc, h.live, h.offered, h.want = f, rc, false, false, 0
+		h.tty, h.rc, h.live, h.offered = f, rc, false, false
+		h.up = h.k.Guests.lineOf(f, d.Dev)
+		h.up.relay(h)
 		// The guest takes these from the start request.
 		h.modes, h.size = d.Modes, d.Size
 		h.k.go_(func() { h.read(f, rc) })
@@ -369,6 +381,7 @@ func (h *home) setWant(n int64) {
 	if n != 0 {
 		h.offered = false
 	}
+	h.up.wanted(h, n)
 	h.kickLocked()
 }
 
@@ -386,11 +399,29 @@ func (h *home) kickLocked() {
 	}
 }
 
+// passOffer tells the guest that the node we have the terminal from has input.
+func (h *home) passOffer(on bool) {
+	h.mu.Lock()
+	idle := h.want == 0
+	h.mu.Unlock()
+	if idle {
+		h.link.send(h.ctx, message{Op: opOffer, N: number(on)})
+	}
+}
+
+func number(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
 // Preconditions: mu is held.
 func (h *home) closeTTY() {
 	if h.tty != nil {
 		h.tty.Close() // ends read
-		h.tty, h.rc, h.live = nil, nil, false
+		h.up.unrelay(h)
+		h.tty, h.rc, h.up, h.live = nil, nil, nil, false
 	}
 	poke(h.kickc)
 	if !h.over && h.linger == nil {
@@ -437,7 +468,11 @@ func (e *HomeEnd) Commit() {
 	e.running, e.h.live = true, true
 	poke(e.h.writec)
 	e.h.kickLocked()
+	offered := e.h.up.hasOffer()
 	e.h.mu.Unlock()
+	if offered {
+		e.h.passOffer(true)
+	}
 }
 
 // Drain has nothing to do: the guest's Flush waits until all is written.

@@ -100,7 +100,7 @@ func (h *home) do(m message, tty *os.File, rc syscall.RawConn) {
 			// Only a question whether all was done.
 		} else if m.Op == opFlush {
 			h.mu.Lock()
-			h.want = 0
+			h.setWant(0)
 			h.mu.Unlock()
 		} else {
 			ctl(func(fd int) {
@@ -183,11 +183,7 @@ func (h *home) offer(on bool) {
 	h.offered = on
 	h.mu.Unlock()
 	if was != on {
-		n := int64(0)
-		if on {
-			n = 1
-		}
-		h.link.send(h.ctx, message{Op: opOffer, N: n})
+		h.link.send(h.ctx, message{Op: opOffer, N: number(on)})
 	}
 }
 
@@ -219,8 +215,9 @@ func (h *home) takeInput(rc syscall.RawConn) {
 		return
 	}
 	h.mu.Lock()
-	if h.want == 1 {
-		h.want = 0
+	if h.want == wantOnce {
+		h.want = wantNothing
+		h.up.wanted(h, wantNothing)
 	}
 	h.mu.Unlock()
 	h.link.send(h.ctx, message{Op: opInput, B: buf[:n], Eof: n == 0})
@@ -270,15 +267,14 @@ func (e *HomeEnd) foreground(dev uint32) bool {
 	return err == nil && j.TTY == dev && j.Foreground == j.Pgrp
 }
 
-// sync tells the guest what has changed at home's terminal. It says whether
-// there was anything.
-func (h *home) sync(ctx context.Context) (told bool) {
+// sync tells the guest what has changed at home's terminal.
+func (h *home) sync(ctx context.Context) {
 	h.telling.Lock()
 	defer h.telling.Unlock()
 	h.mu.Lock()
 	if h.tty == nil || h.hung {
 		h.mu.Unlock()
-		return false
+		return
 	}
 	rc := h.rc
 	fg := unum.Pid(0)
@@ -292,7 +288,7 @@ func (h *home) sync(ctx context.Context) (told bool) {
 	err := errors.New("closed")
 	if cerr := rc.Control(func(fd uintptr) { err = d.read(int(fd)) }); cerr != nil || err != nil {
 		h.mu.Unlock()
-		return false
+		return
 	}
 	var out []message
 	if !d.Modes.equal(&h.modes) && !h.queued(opModes) {
@@ -307,11 +303,11 @@ func (h *home) sync(ctx context.Context) (told bool) {
 		h.fg = fg
 		out = append(out, message{Op: opFg, N: int64(fg)})
 	}
+	h.dirty = h.dirty || len(out) > 0
 	h.mu.Unlock()
 	for _, m := range out {
 		h.link.send(ctx, m)
 	}
-	return len(out) > 0
 }
 
 // syncWait returns when the guest has done all it was told.

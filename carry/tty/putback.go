@@ -21,6 +21,9 @@ func putBack(fd int, b []byte, eof bool) error {
 	if err != nil {
 		return err
 	}
+	if was.Lflag&sys.EXTPROC != 0 {
+		return putBackRaw(fd, was, b, eof)
+	}
 	defer sys.SetTtyAttr(fd, was)
 	canon := was.Lflag&unix.ICANON != 0
 	var typed []byte
@@ -116,4 +119,30 @@ func quote(t *unix.Termios, b []byte) []byte {
 		out = append(out, c)
 	}
 	return out
+}
+
+// putBackRaw does it where the line discipline is elsewhere: what is typed in is
+// neither edited nor echoed, and no modes need to change.
+func putBackRaw(fd int, t *unix.Termios, b []byte, eof bool) error {
+	buf := make([]byte, 4096)
+	for len(b) < 4096 {
+		n, err := readNow(fd, buf)
+		if err != nil {
+			break
+		}
+		eof = eof || n == 0
+		b = append(b, buf[:n]...)
+		if n == 0 {
+			break
+		}
+	}
+	if len(b) == 0 && eof && t.Lflag&unix.ICANON != 0 {
+		b = []byte{t.Cc[unix.VEOF]}
+	}
+	for _, c := range b {
+		if err := sys.TtyInsert(fd, c); err != nil {
+			return err
+		}
+	}
+	return nil
 }

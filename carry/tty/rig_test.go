@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,9 +29,7 @@ type rig struct {
 	t     testing.TB
 	dir   string
 	net   *network
-	homeK *Kind
-	guest *Kind
-	set   *carry.Set
+	kinds map[unum.NodeID]*Kind
 	ln    *net.UnixListener
 	wg    sync.WaitGroup
 	fails chan error
@@ -39,9 +38,15 @@ type rig struct {
 
 	mu     sync.Mutex
 	next   uint64
-	agents map[unum.Pid]*agent
-	groups map[unum.Pid]int // home group to the guest's
+	agents map[groupKey]*agent
+	groups map[groupKey]int // home group to the guest's
 	bodies map[int]*body
+}
+
+// groupKey is a group or session of home at a guest.
+type groupKey struct {
+	guest unum.NodeID
+	pid   unum.Pid
 }
 
 // passKind carries what is no terminal by handing it over, as one machine can.
@@ -87,7 +92,7 @@ func newRig(t testing.TB) *rig {
 	}
 	r := &rig{
 		t: t, dir: t.TempDir(), net: newNetwork(), fails: make(chan error, 100),
-		agents: map[unum.Pid]*agent{}, groups: map[unum.Pid]int{}, bodies: map[int]*body{},
+		agents: map[groupKey]*agent{}, groups: map[groupKey]int{}, kinds: map[unum.NodeID]*Kind{}, bodies: map[int]*body{},
 	}
 	exe, err := os.Executable()
 	if err != nil {
@@ -107,8 +112,9 @@ func newRig(t testing.TB) *rig {
 		}
 		return k
 	}
-	r.homeK, r.guest = mk("n1"), mk("n2")
-	r.set = carry.NewSet(r.homeK, passKind{})
+	for _, n := range []unum.NodeID{"n1", "n2", "n3"} {
+		r.kinds[n] = mk(n)
+	}
 	r.ln, err = net.ListenUnix("unixpacket", &net.UnixAddr{Name: filepath.Join(r.dir, "sock"), Net: "unixpacket"})
 	if err != nil {
 		t.Fatal(err)
@@ -126,6 +132,7 @@ func newRig(t testing.TB) *rig {
 				defer r.wg.Done()
 				defer c.Close()
 				if err := r.place(c); err != nil {
+					r.fails <- fmt.Errorf("place: %w", err)
 					_ = sendNote(c, note{What: "error", Err: err.Error()})
 				}
 			}()
@@ -152,7 +159,7 @@ func (r *rig) close() {
 	for _, a := range r.agents {
 		a.close()
 	}
-	for _, k := range []*Kind{r.homeK, r.guest} {
+	for _, k := range r.kinds {
 		done := make(chan struct{})
 		go func() { k.Close(); close(done) }()
 		select {
@@ -170,42 +177,43 @@ func (r *rig) close() {
 // agent is the guest's session leader.
 type agent struct {
 	r    *rig
+	node unum.NodeID
 	cmd  *exec.Cmd
 	c    *net.UnixConn
 	mu   sync.Mutex
 	repl chan note
 }
 
-func (r *rig) agentOf(sid unum.Pid) (*agent, bool, error) {
+func (r *rig) agentOf(key groupKey) (*agent, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if a := r.agents[sid]; a != nil {
-		return a, false, nil
+	if a := r.agents[key]; a != nil {
+		return a, nil
 	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	mine, theirs := os.NewFile(uintptr(fds[0]), "agent"), os.NewFile(uintptr(fds[1]), "agent")
 	defer mine.Close()
 	defer theirs.Close()
 	exe, err := os.Executable()
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	a := &agent{r: r, cmd: &exec.Cmd{
+	a := &agent{r: r, node: key.guest, cmd: &exec.Cmd{
 		Path: exe, Args: []string{"ttyagent"}, ExtraFiles: []*os.File{theirs},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true}, Stderr: os.Stderr,
 	}, repl: make(chan note, 1)}
 	if err := a.cmd.Start(); err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	c, err := net.FileConn(mine)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	a.c = c.(*net.UnixConn)
-	r.agents[sid] = a
+	r.agents[key] = a
 	go func() {
 		for {
 			n, _, err := recvNote(a.c)
@@ -225,7 +233,7 @@ func (r *rig) agentOf(sid unum.Pid) (*agent, bool, error) {
 			}
 		}
 	}()
-	return a, true, nil
+	return a, nil
 }
 
 func (a *agent) ask(n note, fds ...int) (note, error) {
@@ -252,7 +260,7 @@ func (a *agent) close() {
 
 func (a *agent) SetForeground(_ context.Context, pgid unum.Pid) error {
 	a.r.mu.Lock()
-	pg := a.r.groups[pgid]
+	pg := a.r.groups[groupKey{a.node, pgid}]
 	a.r.mu.Unlock()
 	if pgid != 0 && pg == 0 {
 		return unix.ESRCH
@@ -283,17 +291,24 @@ func (r *rig) place(c *net.UnixConn) error {
 	if err != nil {
 		return err
 	}
-	descs, err := r.set.Describe(ctx, p)
+	// "placed" goes from n1 to n2 and from there to n3.
+	home, guest := unum.NodeID("n1"), unum.NodeID("n2")
+	if slices.Contains(n.Env, "TTY_TEST_NODE=n2") {
+		home, guest = guest, "n3"
+	}
+	n.Env = append(n.Env, "TTY_TEST_NODE="+string(guest))
+	homeK, guestK := r.kinds[home], r.kinds[guest]
+	descs, err := carry.NewSet(homeK, passKind{}).Describe(ctx, p)
 	if err != nil {
 		return err
 	}
-	sess, err := r.homeK.Homes.Describe(p)
+	sess, err := homeK.Homes.Describe(p)
 	if err != nil {
 		return err
 	}
 	r.mu.Lock()
 	r.next++
-	pl := carry.Placement{ID: r.next, Pid: p.Pid, Pgid: task.Pgid, Sid: task.Sid, Home: "n1", Guest: "n2"}
+	pl := carry.Placement{ID: r.next, Pid: p.Pid, Pgid: task.Pgid, Sid: task.Sid, Home: home, Guest: guest}
 	r.mu.Unlock()
 
 	var homes []carry.Home
@@ -306,18 +321,18 @@ func (r *rig) place(c *net.UnixConn) error {
 			_ = h.Close()
 		}
 	}()
-	a, _, err := r.agentOf(task.Sid)
+	a, err := r.agentOf(groupKey{guest, task.Sid})
 	if err != nil {
 		return err
 	}
 	var send *End
 	if sess != nil {
-		h, err := r.homeK.Homes.Attach(ctx, pl, sess, nil)
+		h, err := homeK.Homes.Attach(ctx, pl, sess, nil)
 		if err != nil {
 			return err
 		}
 		homes = append(homes, h)
-		if send, err = r.guest.Guests.Session(ctx, pl, sess); err != nil {
+		if send, err = guestK.Guests.Session(ctx, pl, sess); err != nil {
 			return err
 		}
 		ends = append(ends, send)
@@ -348,12 +363,12 @@ func (r *rig) place(c *net.UnixConn) error {
 			return err
 		}
 		if d.Kind == "tty" {
-			h, err := r.homeK.Serve(ctx, pl, d, f)
+			h, err := homeK.Serve(ctx, pl, d, f)
 			if err != nil {
 				return err
 			}
 			homes = append(homes, h)
-			e, err := r.guest.Land(ctx, pl, d)
+			e, err := guestK.Land(ctx, pl, d)
 			if err != nil {
 				return err
 			}
@@ -370,7 +385,7 @@ func (r *rig) place(c *net.UnixConn) error {
 	started := sync.OnceFunc(r.starting.Unlock)
 	defer started()
 	r.mu.Lock()
-	start.Pgid = r.groups[pl.Pgid]
+	start.Pgid = r.groups[groupKey{guest, pl.Pgid}]
 	if start.Pgid != 0 && unix.Kill(-start.Pgid, 0) != nil {
 		start.Pgid = 0
 	}
@@ -383,7 +398,7 @@ func (r *rig) place(c *net.UnixConn) error {
 	r.mu.Lock()
 	r.bodies[b.pid] = b
 	if start.Pgid == 0 {
-		r.groups[pl.Pgid] = b.pid
+		r.groups[groupKey{guest, pl.Pgid}] = b.pid
 	}
 	r.mu.Unlock()
 	if send != nil {
@@ -428,11 +443,18 @@ func (r *rig) place(c *net.UnixConn) error {
 		case n := <-sigs:
 			sig := unix.Signal(n.Sig)
 			if sig == unix.SIGCONT {
-				if err := r.homeK.Homes.Sync(ctx, pl); err != nil {
+				if err := homeK.Homes.Sync(ctx, pl); err != nil {
 					return err
 				}
 			}
-			if !r.homeK.Homes.Signal(ctx, pl, sig) {
+			switch {
+			case homeK.Homes.Signal(ctx, pl, sig):
+			case sig == unix.SIGCONT: // shells send it to groups
+				j, err := sys.ReadJob(b.pid, nil)
+				if err == nil {
+					_ = unix.Kill(-j.Pgrp, sig)
+				}
+			default:
 				_ = unix.Kill(b.pid, sig)
 			}
 		case n := <-b.events:
@@ -445,9 +467,12 @@ func (r *rig) place(c *net.UnixConn) error {
 			}
 			fcancel()
 			if what == "stop" {
+				if j, err := sys.ReadJob(b.pid, nil); err == nil && j.State != 'T' {
+					continue // continued meanwhile
+				}
 				sig := unix.Signal(n.Sig)
-				if (sig == unix.SIGTTIN || sig == unix.SIGTTOU) && r.homeK.Homes.Foreground(pl) {
-					_ = r.homeK.Homes.Sync(ctx, pl)
+				if (sig == unix.SIGTTIN || sig == unix.SIGTTOU) && homeK.Homes.Foreground(pl) {
+					_ = homeK.Homes.Sync(ctx, pl)
 					_ = unix.Kill(b.pid, unix.SIGCONT)
 					continue
 				}
@@ -573,6 +598,7 @@ func (s *shell) within(d time.Duration, text string) string {
 		select {
 		case <-s.more:
 		case <-end:
+			s.r.dump()
 			s.t.Fatalf("no %q within %v, but %q", text, d, tail(got))
 		}
 	}
@@ -598,4 +624,35 @@ func (s *shell) run(line string) string {
 	s.expect(line + "\r\n")
 	out := s.expect("$ ")
 	return strings.TrimSuffix(out, "$ ")
+}
+
+// dump logs where input is stuck.
+func (r *rig) dump() {
+	for n, k := range r.kinds {
+		for _, h := range k.Homes.of(func(homeKey) bool { return true }) {
+			fg := h.foreground()
+			h.mu.Lock()
+			r.t.Logf("%s home of %+v: ends %d want %d offered %v fg %d (%v) queue %d up %v live %v", n, h.key, len(h.ends), h.want, h.offered, h.fg, fg, len(h.queue), h.up != nil, h.live)
+			for e := range h.ends {
+				j, err := sys.ReadJob(e.hostPid, nil)
+				r.t.Logf("    %d %+v running %v ctty %v: %+v %v", e.hostPid, e.pl, e.running, e.ctty, j, err)
+			}
+			h.mu.Unlock()
+		}
+		k.Guests.mu.Lock()
+		for key, l := range k.Guests.lines {
+			pg := -1
+			l.control(func(fd int) { pg, _ = sys.TtyForeground(fd) })
+			l.mu.Lock()
+			r.t.Logf("%s guest of %+v: pts %d ends %d want %d offered %v eager %d raw %v fg %d natively %d unread %d", n, key, l.number, len(l.ends), l.want, l.offered, l.eager, l.raw, l.fg, pg, l.unread())
+			l.mu.Unlock()
+		}
+		k.Guests.mu.Unlock()
+	}
+	out, _ := exec.Command("ps", "-e", "-o", "pid,ppid,pgid,sid,tpgid,tty,stat,wchan:20,args").Output()
+	for _, l := range strings.Split(string(out), "\n") {
+		if strings.Contains(l, " pts/") {
+			r.t.Log(l)
+		}
+	}
 }

@@ -61,6 +61,7 @@ func (h *home) signal(ctx context.Context, pl carry.Placement, sig unix.Signal) 
 		return true
 	}
 	fresh := h.report(pl, sig, time.Now())
+	h.dirty = true
 	h.mu.Unlock()
 	if fresh {
 		h.link.send(ctx, message{Op: opSignal, N: int64(sig)})

@@ -63,7 +63,7 @@ func (l *Line) watch() {
 		next := time.Hour
 		if look {
 			began := time.Now()
-			if l.readerWaits() {
+			if l.relayWaits() || l.readerWaits() {
 				l.mu.Lock()
 				if l.want == wantNothing && l.unread() == 0 {
 					l.offered, l.eager = false, 0
