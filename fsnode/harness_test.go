@@ -22,12 +22,15 @@ import (
 
 // The test binary, started again with this variable, is a file server, so
 // that bodies and server are processes of their own, as on a node.
-const serveEnv = "FSNODE_TEST_STATE"
+const (
+	serveEnv  = "FSNODE_TEST_STATE"
+	resendEnv = "FSNODE_TEST_NORESEND"
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(serveEnv); dir != "" {
 		log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-		if err := Serve(context.Background(), Config{StateDir: dir, Log: log}); err != nil {
+		if err := Serve(context.Background(), Config{StateDir: dir, Log: log, noResend: os.Getenv(resendEnv) != ""}); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -45,6 +48,7 @@ type pair struct {
 	fsproc *exec.Cmd
 	fs     *file.FS
 	keep   *keeper
+	gave   chan []int // what deputies were told to close
 	nodes  map[unum.NodeID]*fakeNode
 	kinds  map[unum.NodeID]*file.Kinds
 
@@ -145,7 +149,7 @@ func newPair(t testing.TB) *pair {
 		t.Skip("needs root: mounts FUSE")
 	}
 	p := &pair{
-		t: t, dir: stateDir(t), keep: &keeper{m: map[string]*os.File{}},
+		t: t, dir: stateDir(t), keep: &keeper{m: map[string]*os.File{}}, gave: make(chan []int, 100),
 		nodes: map[unum.NodeID]*fakeNode{}, kinds: map[unum.NodeID]*file.Kinds{},
 	}
 	p.startServer()
@@ -187,6 +191,10 @@ func (p *pair) startKinds(id unum.NodeID) {
 		Accept:    func(string, unum.Acceptor) {},
 		WorldPids: func() ([]int, error) { return descendants(os.Getpid()), nil },
 		Deputy:    func(int) bool { return false },
+		Release: func(_ context.Context, _ carry.Placement, nums []int) error {
+			p.gave <- nums
+			return nil
+		},
 	}
 	p.kinds[id] = file.New(file.Config{Env: env, FS: p.fs})
 }
@@ -285,16 +293,21 @@ type carried struct {
 // device are left out, as the test itself shares everything.
 func (p *pair) carry(f *os.File) *carried {
 	p.t.Helper()
+	return p.carryFrom(f, p.kinds["n1"], p.kinds["n2"], "n1", "n2")
+}
+
+func (p *pair) carryFrom(f *os.File, from, to *file.Kinds, home, guest unum.NodeID) *carried {
+	p.t.Helper()
 	ctx, stop := context.WithTimeout(context.Background(), 10*time.Second)
 	defer stop()
 	p.mu.Lock()
 	p.next++
-	pl := carry.Placement{ID: p.next, Pid: 65600, Home: "n1", Guest: "n2"}
+	pl := carry.Placement{ID: p.next, Pid: 65600, Home: home, Guest: guest}
 	p.mu.Unlock()
 	var d *carry.Desc
 	var err error
 	fd := fdOf(p.t, f)
-	for i, k := range p.kinds["n1"].All() {
+	for i, k := range from.All() {
 		if i < 2 {
 			continue
 		}
@@ -312,7 +325,7 @@ func (p *pair) carry(f *os.File) *carried {
 		if c.home, err = k.Serve(ctx, pl, d, dup); err != nil {
 			p.t.Fatal(err)
 		}
-		if c.guest, err = p.kinds["n2"].All()[i].Land(ctx, pl, d); err != nil {
+		if c.guest, err = to.All()[i].Land(ctx, pl, d); err != nil {
 			p.t.Fatal(err)
 		}
 		c.file = c.guest.Local().File

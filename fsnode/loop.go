@@ -94,6 +94,11 @@ func (s *server) dispatch(buf *[]byte, b []byte) (kept bool) {
 		s.resumed = false
 	}
 	switch h.Opcode {
+	case opForget, opBatchForget, opInterrupt:
+	default:
+		s.tab.read(h.Unique, h.NodeId)
+	}
+	switch h.Opcode {
 	case opForget, opBatchForget:
 	case opInterrupt:
 		s.interrupt(decode[fuse.InterruptIn](b).Unique)
@@ -151,9 +156,10 @@ func (s *server) reply(unique uint64, errno unix.Errno, body ...[]byte) {
 	iov[0] = bytesOf(&h)
 	for {
 		if _, err := unix.Writev(int(s.dev.Fd()), iov); err != unix.EINTR {
-			return
+			break
 		}
 	}
+	s.tab.answered(unique)
 }
 
 // notify sends the kernel a message that answers nothing.
@@ -167,7 +173,35 @@ func (s *server) notify(code int32, body []byte) error {
 	return err
 }
 
-func (s *server) resend() error { return s.notify(notifyResend, nil) }
+// resend has the kernel send again what a predecessor has read and not
+// answered. A kernel before 6.9 cannot: then those calls fail with EIO, which
+// is better than that they never return.
+func (s *server) resend() {
+	err := unix.ENOSYS
+	if !s.cfg.noResend {
+		err, _ = s.notify(notifyResend, nil).(unix.Errno)
+	}
+	left := s.tab.unanswered()
+	if err == 0 {
+		s.resumed = true
+		return
+	}
+	if len(left) > 0 {
+		s.log.Warn("calls that the last file server had begun fail, as the kernel cannot send them again", "calls", len(left), "err", err)
+	}
+	for _, u := range left {
+		if n := s.files.node(u.Node); n != nil {
+			s.wg.Add(1)
+			go func() { // or it would take what the next one is to get
+				defer s.wg.Done()
+				s.up.do(n.home, &file.Op{Key: n.key, Code: file.OpCancel, Unique: u.Unique &^ resendBit}, s.ctx.Done())
+				s.reply(u.Unique, unix.EIO)
+			}()
+			continue
+		}
+		s.reply(u.Unique, unix.EIO)
+	}
+}
 
 // init agrees on the protocol (7.36, Linux 5.17, at least).
 func (s *server) init(h *fuse.InHeader, b []byte) {

@@ -37,6 +37,8 @@ func Main(configPath string) error {
 type Config struct {
 	StateDir string // holds the socket and the table
 	Log      *slog.Logger
+
+	noResend bool // behave as on a kernel that cannot send requests again
 }
 
 // Serve serves one node's mount until ctx ends. The mount lives on with those

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"unum"
 )
 
 // kill ends the file server as a crash does, and starts another one.
@@ -162,5 +164,55 @@ func TestClosedWhileServerIsDead(t *testing.T) {
 	c.ended()
 	if _, err := w.WriteString("x"); err == nil {
 		t.Error("the pipe still has a reader")
+	}
+}
+
+// Where the kernel cannot send requests again, what waited fails, and what
+// comes later works.
+func TestServerKilledOnOldKernel(t *testing.T) {
+	t.Setenv(resendEnv, "1")
+	p := newPair(t)
+	r, w := pipe(t)
+	out := temp(t, os.O_RDWR|os.O_APPEND, "")
+	wait := p.start(r, out, "python3", "-c", `import os
+try: os.read(0,1)
+except OSError as e: os.write(1,b"error %d\n"%e.errno)
+os.write(1,os.read(0,1))
+`)
+	time.Sleep(300 * time.Millisecond)
+	p.kill()
+	waitFor(t, func() bool { return content(t, out) == "error 5\n" })
+	w.WriteString("x")
+	if err := wait(); err != nil {
+		t.Fatal(err)
+	}
+	if got := content(t, out); got != "error 5\nx" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// The position that a body leaves without a read or write is handed on also
+// when its node's daemon was restarted meanwhile.
+func TestPositionAfterGuestRestart(t *testing.T) {
+	p := newPair(t)
+	f := temp(t, os.O_RDONLY, "0123456789")
+	r, w := pipe(t)
+	c := p.carry(f)
+	n := int(f.Fd()) // a body has it under the caller's number
+	cmd := command(t, "python3", "-c", fmt.Sprintf("import os; os.read(0,1); os.read(%d,2); os.lseek(%d,7,0)", n, n))
+	cmd.Stdin, cmd.ExtraFiles = r, append(make([]*os.File, n-3), c.file)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c.started()
+	c.pl.Pid = unum.Pid(cmd.Process.Pid)
+	p.restartGuest(c)
+	w.WriteString("x")
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	c.ended()
+	if pos, _ := f.Seek(0, 1); pos != 7 {
+		t.Errorf("position at home %d, want 7", pos)
 	}
 }

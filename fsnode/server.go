@@ -199,11 +199,7 @@ func (s *server) resume(dev, mnt *os.File) bool {
 	}
 	s.files.load()
 	s.dev, s.mnt = dev, mnt
-	s.resumed = true
-	if err := s.resend(); err != nil {
-		s.resumed = false
-		s.log.Warn("requests that the last file server had read stay unanswered; the kernel cannot send them again", "err", err)
-	}
+	s.resend()
 	s.start()
 	return true
 }

@@ -3,6 +3,7 @@ package fsnode
 import (
 	"fmt"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +19,7 @@ type table struct {
 }
 
 const (
-	tableMagic   = 0x756e756d66733031 // "unumfs01"
+	tableMagic   = 0x756e756d66733032 // "unumfs02"
 	tableRecords = 8192
 )
 
@@ -26,7 +27,12 @@ type tableHead struct {
 	Magic uint64
 	Last  uint64 // the last number given to a node or a file handle
 	_     [14]uint64
+	// Unanswered are the requests that were read and not answered, for kernels
+	// that do not send them again.
+	Unanswered [2048]unanswered
 }
+
+type unanswered struct{ Unique, Node uint64 }
 
 // A record is free (Kind 0), a node, or an open file of a node.
 type record struct {
@@ -86,6 +92,37 @@ func (t *table) reset() {
 }
 
 func (t *table) close() { unix.Munmap(t.mem) }
+
+// read notes that a request was read. Only the device loop calls it.
+func (t *table) read(unique, node uint64) {
+	for i := range t.head.Unanswered {
+		if u := &t.head.Unanswered[i]; atomic.LoadUint64(&u.Unique) == 0 {
+			u.Node = node
+			atomic.StoreUint64(&u.Unique, unique)
+			return
+		}
+	}
+}
+
+// answered notes that it was answered.
+func (t *table) answered(unique uint64) {
+	for i := range t.head.Unanswered {
+		if atomic.CompareAndSwapUint64(&t.head.Unanswered[i].Unique, unique, 0) {
+			return
+		}
+	}
+}
+
+// unanswered takes what a predecessor has left.
+func (t *table) unanswered() (all []unanswered) {
+	for i := range t.head.Unanswered {
+		if u := t.head.Unanswered[i]; u.Unique != 0 {
+			all = append(all, u)
+			t.head.Unanswered[i] = unanswered{}
+		}
+	}
+	return all
+}
 
 // alloc returns a free record with a fresh ID; the caller fills it and sets
 // Kind. nil: the table is full.

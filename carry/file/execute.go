@@ -206,7 +206,7 @@ func sized(b []byte, n uint32) []byte {
 // seekData finds data or a hole without moving home's position, as the
 // position is the guest kernel's to set.
 func (d *description) seekData(op *Op) Result {
-	f, err := unix.Open("/proc/self/fd/"+strconv.Itoa(d.fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	f, err := unix.Open(fdPath(d.fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return outcomeOf(0, err)
 	}
@@ -284,7 +284,7 @@ func (s *served) reopen(fh uint64, r *Reopen) error {
 	}
 	var fd int
 	err := as(&r.Cred, func() (err error) {
-		fd, err = unix.Open("/proc/self/fd/"+strconv.Itoa(first.fd), flags|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+		fd, err = unix.Open(fdPath(first.fd), flags|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 		return err
 	})
 	if err != nil {
@@ -302,6 +302,10 @@ func (s *served) reopen(fh uint64, r *Reopen) error {
 	s.mu.Unlock()
 	return nil
 }
+
+// fdPath is the name by which this process opens the file of its descriptor
+// again.
+func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
 // blockingFile makes a *os.File that Go's poller does not know, whatever its
 // flags.
@@ -389,7 +393,7 @@ func (s *served) owner(d *description, id uint64) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(d.fd), fl&unix.O_ACCMODE|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(fdPath(d.fd), fl&unix.O_ACCMODE|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}

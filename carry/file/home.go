@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -37,6 +38,7 @@ type served struct {
 
 	ops      sync.WaitGroup // ops being executed
 	released chan struct{}  // closed with the last descriptor
+	gone     func()         // called once the guest has closed it, if not nil
 
 	mu     sync.Mutex
 	closed bool
@@ -171,6 +173,9 @@ func (h *home) release(s *served, keep bool) {
 	}
 	s.log.close(!keep)
 	close(s.released)
+	if !keep && s.gone != nil {
+		s.gone()
+	}
 }
 
 // await finds what is served under key. What a predecessor has served and
@@ -307,9 +312,42 @@ func (s *served) do(ctx context.Context, op *Op) Result {
 
 // homeHalf is carry.Home of a served description.
 type homeHalf struct {
-	k  *Kinds
-	pl carry.Placement
-	s  *served
+	k      *Kinds
+	pl     carry.Placement
+	nums   []int
+	s      *served
+	once   sync.Once
+	closed chan struct{}
+}
+
+func newHomeHalf(k *Kinds, pl carry.Placement, nums []int, s *served) *homeHalf {
+	h := &homeHalf{k: k, pl: pl, nums: nums, s: s, closed: make(chan struct{})}
+	s.mu.Lock()
+	s.gone = h.gone
+	s.mu.Unlock()
+	return h
+}
+
+// lingers is how long a description that the guest has closed may wait for
+// the end of its body, which usually follows at once.
+const lingers = 20 * time.Millisecond
+
+// gone has the deputy close its copies, as the body has while it lives on:
+// writers of a pipe get SIGPIPE then, and a lock is free.
+func (h *homeHalf) gone() {
+	if h.k.env.Release == nil {
+		return
+	}
+	h.k.background(func(ctx context.Context) {
+		select {
+		case <-h.closed:
+		case <-ctx.Done():
+		case <-time.After(lingers):
+			if err := h.k.env.Release(ctx, h.pl, h.nums); err != nil {
+				h.k.log.Warn("a deputy keeps a descriptor that its body has closed", "pid", h.pl.Pid, "err", err)
+			}
+		}
+	})
 }
 
 func (h *homeHalf) Commit() {}
@@ -321,6 +359,7 @@ func (h *homeHalf) Drain(context.Context) error { return nil }
 // Close ends the half at once if the guest has closed the description. Else
 // children of the body use it, and it is closed with them or with their node.
 func (h *homeHalf) Close() error {
+	h.once.Do(func() { close(h.closed) })
 	select {
 	case <-h.s.released:
 		return nil

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -195,7 +194,7 @@ func (d *description) executed(op *Op, before int64) (int64, bool) {
 
 // readBack reads without regard to how the description was opened.
 func (d *description) readBack(off, n int64) Result {
-	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(d.fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(fdPath(d.fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return outcomeOf(0, err)
 	}

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strings"
 
 	"github.com/vmihailenco/msgpack/v5"
 	"golang.org/x/sys/unix"
 
 	"unum"
 	"unum/carry"
+	"unum/sys"
 )
 
 // sharedDesc is Desc.Data of the kinds shared and stream.
@@ -66,7 +68,7 @@ func (s shared) Land(ctx context.Context, pl carry.Placement, d *carry.Desc) (ca
 }
 
 func (s shared) ResumeGuest(_ context.Context, pl carry.Placement, d *carry.Desc) (carry.Guest, error) {
-	return &guestHalf{k: s.k, key: keyOf(pl, d)}, nil
+	return s.k.resumeGuest(pl, d, false)
 }
 
 // streamed carries the read ends of pipes that several processes read.
@@ -102,7 +104,7 @@ func (s streamed) Land(ctx context.Context, pl carry.Placement, d *carry.Desc) (
 }
 
 func (s streamed) ResumeGuest(_ context.Context, pl carry.Placement, d *carry.Desc) (carry.Guest, error) {
-	return &guestHalf{k: s.k, key: keyOf(pl, d), stream: true}, nil
+	return s.k.resumeGuest(pl, d, true)
 }
 
 func keyOf(pl carry.Placement, d *carry.Desc) Key {
@@ -115,7 +117,7 @@ func (k *Kinds) serve(pl carry.Placement, d *carry.Desc, file *os.File, stream, 
 		file.Close()
 		return nil, &unum.Error{Op: "serve " + d.Kind, Pid: pl.Pid, Node: pl.Guest, Err: err}
 	}
-	return &homeHalf{k: k, pl: pl, s: s}, nil
+	return newHomeHalf(k, pl, d.Nums, s), nil
 }
 
 func (k *Kinds) land(ctx context.Context, pl carry.Placement, d *carry.Desc, stream bool) (carry.Guest, error) {
@@ -141,6 +143,52 @@ type guestHalf struct {
 	key    Key
 	stream bool
 	file   *os.File // a duplicate of the body's, to read its position; nil once the body has ended
+}
+
+// resumeGuest goes on with a body that runs. Its file is duplicated again, so
+// that the position is known at its end; if the body has closed it, what its
+// children do with the position is theirs.
+func (k *Kinds) resumeGuest(pl carry.Placement, d *carry.Desc, stream bool) (carry.Guest, error) {
+	if k.cfg.FS == nil {
+		return nil, &unum.Error{Op: "resume " + d.Kind, Pid: pl.Pid, Err: unum.ErrNoFeature}
+	}
+	g := &guestHalf{k: k, key: keyOf(pl, d), stream: stream}
+	if stream {
+		return g, nil
+	}
+	pids, err := k.env.WorldPids()
+	if err != nil {
+		return nil, &unum.Error{Op: "resume " + d.Kind, Pid: pl.Pid, Err: err}
+	}
+	for _, pid := range pids {
+		if p, err := sys.WorldPid(pid); err != nil || p != pl.Pid {
+			continue
+		}
+		if f, err := stolen(pid, d.Nums[0]); err == nil {
+			// The link says whose file it is without asking the file server.
+			if link, _ := os.Readlink(fdPath(int(f.Fd()))); strings.HasPrefix(link, "/"+g.key.String()+".") {
+				g.file = f
+			} else {
+				f.Close()
+			}
+		}
+		break
+	}
+	return g, nil
+}
+
+// stolen duplicates a descriptor of another process.
+func stolen(pid, num int) (*os.File, error) {
+	pidfd, err := sys.PidfdOpen(pid)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(pidfd)
+	fd, err := unix.PidfdGetfd(pidfd, num, 0)
+	if err != nil {
+		return nil, err
+	}
+	return blockingFile(fd, "body's file"), nil
 }
 
 func (g *guestHalf) Local() carry.Local {

@@ -3,7 +3,6 @@ package file
 import (
 	"context"
 	"os"
-	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -36,7 +35,7 @@ func (sp *spool) open() error {
 		if err != nil {
 			return err
 		}
-		w, err := unix.Open("/proc/self/fd/"+strconv.Itoa(int(r.Fd())), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		w, err := unix.Open(fdPath(int(r.Fd())), unix.O_WRONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			r.Close()
 			return err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"strconv"
 	"sync"
 	"syscall"
 
@@ -40,7 +39,7 @@ func newStream(file *os.File, sp *spool) (*stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(int(file.Fd())), fl&unix.O_ACCMODE|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(fdPath(int(file.Fd())), fl&unix.O_ACCMODE|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
