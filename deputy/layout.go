@@ -125,6 +125,9 @@ func (p *Program) add(f Flag, ref int, nr uintptr, args []uint64) int {
 	return len(p.calls) - 1
 }
 
+// FirstData is where the first Bytes of a program that is not big lie.
+const FirstData = dataBase + offArena
+
 // Len is the number of calls.
 func (p *Program) Len() int { return len(p.calls) }
 

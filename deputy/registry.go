@@ -46,8 +46,9 @@ func NewRegistry(log *slog.Logger) *Registry {
 	}
 }
 
-// Handle answers a notification of PRIV. It does not block.
-func (r *Registry) Handle(n *seccomp.Notif) {
+// Handle answers a notification of PRIV, and does not block. It returns false,
+// without an answer, if the caller is no stub that is known or expected.
+func (r *Registry) Handle(n *seccomp.Notif) bool {
 	var s *Stub
 	var err error
 	if n.Args[0] == reasonHello {
@@ -61,12 +62,10 @@ func (r *Registry) Handle(n *seccomp.Notif) {
 		s = r.Find(n.Tid)
 	}
 	if s == nil {
-		// Somebody made our private call, or a birth was given up.
-		r.log.Warn("unexpected deputy call", "tid", n.Tid, "reason", n.Args[0])
-		n.Errno(unix.ENOSYS)
-		return
+		return false
 	}
 	s.handle(n)
+	return true
 }
 
 // greet makes the Stub of a process that was expected.
@@ -217,6 +216,23 @@ func (r *Registry) Adopt(host int, pid unum.Pid) (*Stub, error) {
 	s.ringLocked()
 	s.mu.Unlock()
 	return s, nil
+}
+
+// Watch returns a handle of a process that is no stub any more, good for its
+// end and for signals.
+func (r *Registry) Watch(host int, pid unum.Pid) (*Stub, error) {
+	s, err := r.add(host, pid, running, nil)
+	if err == nil {
+		r.Forget(s)
+	}
+	return s, err
+}
+
+// Ended returns the handle of a process that is gone already.
+func Ended(pid unum.Pid) *Stub {
+	s := &Stub{Pid: pid, pidfd: -1, dead: true, gone: make(chan struct{})}
+	close(s.gone)
+	return s
 }
 
 // Find returns the stub that is process host, or nil.

@@ -51,7 +51,8 @@ type Stub struct {
 	rung     bool
 	queue    []*job
 	cur      *job
-	onSignal func(*sys.Siginfo)
+	onSignal func(*Signal)
+	onOrphan func(*Result)
 	gone     chan struct{} // closed when the process has ended
 	dead     bool
 }
@@ -85,11 +86,33 @@ func (s *Stub) Signal(sig unix.Signal, info *sys.Siginfo) error {
 	return err
 }
 
-// OnSignal sets who is told of signals that reach the stub, the ring excepted.
-// It is called on the receiving goroutine, in order, and must not block.
-func (s *Stub) OnSignal(f func(*sys.Siginfo)) {
+// Signal is one that has reached a stub, the ring excepted. The stub stands in
+// its call until Done: so a signal that was not dealt with when the daemon died
+// is told again to the next one, with the same ID.
+type Signal struct {
+	Info sys.Siginfo
+	ID   uint64
+
+	s *Stub
+	n *seccomp.Notif
+}
+
+// Done lets the stub go on. It must be called once.
+func (g *Signal) Done() { g.s.answer(g.n) }
+
+// OnSignal sets who is told of signals. It is called on the receiving
+// goroutine, in order, and must not block. Without one they are dropped.
+func (s *Stub) OnSignal(f func(*Signal)) {
 	s.mu.Lock()
 	s.onSignal = f
+	s.mu.Unlock()
+}
+
+// OnOrphan sets who gets the result of a program that a daemon before this one
+// had begun.
+func (s *Stub) OnOrphan(f func(*Result)) {
+	s.mu.Lock()
+	s.onOrphan = f
 	s.mu.Unlock()
 }
 
@@ -169,27 +192,34 @@ func (s *Stub) handle(n *seccomp.Notif) {
 	var finished *job
 	var result *Result
 	var err error
-	tell := func() {}
+	var orphan func(*Result)
+	var signal func(*Signal)
+	var info sys.Siginfo
 	switch n.Args[0] {
 	case reasonRan:
 		finished = s.cur
 		s.cur = nil
 		if finished != nil {
-			result, err = s.readResult(finished.prog)
+			result, err = s.readResult(finished.prog.Len())
+		} else if orphan = s.onOrphan; orphan != nil {
+			result, err = s.readResult(maxCalls)
 		}
 	case reasonSignal:
-		var info sys.Siginfo
 		if _, e := sys.ReadMem(s.HostPid, dataBase+offInfo, info[:]); e == nil {
-			ring := info.Signo() == ringSignal && info.Code() == ringCode
-			if f := s.onSignal; f != nil && !ring {
-				tell = func() { f(&info) }
+			if info.Signo() != ringSignal || info.Code() != ringCode {
+				signal = s.onSignal
 			}
 		}
 	}
 	s.mu.Unlock()
-	tell()
-	if finished != nil {
+	switch {
+	case signal != nil:
+		signal(&Signal{Info: info, ID: n.ID, s: s, n: n})
+		return
+	case finished != nil:
 		finished.done(result, err)
+	case orphan != nil && err == nil:
+		orphan(result)
 	}
 	s.answer(n)
 }
@@ -262,8 +292,8 @@ func (s *Stub) begin(n *seccomp.Notif, j *job) bool {
 	return true
 }
 
-func (s *Stub) readResult(p *Program) (*Result, error) {
-	b := make([]byte, offTable-offTag+p.Len()*entrySize)
+func (s *Stub) readResult(calls int) (*Result, error) {
+	b := make([]byte, offTable-offTag+calls*entrySize)
 	if _, err := sys.ReadMem(s.HostPid, dataBase+offTag, b); err != nil {
 		return nil, fmt.Errorf("read from deputy %d: %w", s.Pid, err)
 	}

@@ -51,12 +51,10 @@ call:
 	TESTQ AX, AX
 	JNS  wait
 
-	// nobody listens (the world is ending): try again in a moment
-	MOVL $128, AX
-	LEAQ full(R15), DI
+	// nobody listens (the world is ending): nanosleep, then try again
+	MOVL $35, AX
+	LEAQ tick(R15), DI
 	XORL SI, SI
-	LEAQ tick(R15), DX
-	MOVL $8, R10
 	SYSCALL
 	JMP  call
 

@@ -27,7 +27,7 @@ func (p *dispatcher) open(s *rexec.Service) {
 // handle runs on the receiving goroutine.
 func (p *dispatcher) handle(n *seccomp.Notif) {
 	if n.Nr == seccomp.PRIV && n.Arch == seccomp.ArchX86_64 {
-		p.d.stubs.Handle(n)
+		p.private(n)
 		return
 	}
 	select {
@@ -40,6 +40,22 @@ func (p *dispatcher) handle(n *seccomp.Notif) {
 			p.answer(n)
 		}()
 	}
+}
+
+// private is a stub's own call. One that is not known yet may be a stub of the
+// daemon before this one.
+func (p *dispatcher) private(n *seccomp.Notif) {
+	if p.d.stubs.Handle(n) {
+		return
+	}
+	go func() {
+		<-p.ready
+		if !p.d.stubs.Handle(n) {
+			// Somebody made our private call, or a birth was given up.
+			p.d.log.Warn("unexpected deputy call", "tid", n.Tid, "reason", n.Args[0])
+			n.Errno(unix.ENOSYS)
+		}
+	}()
 }
 
 func (p *dispatcher) answer(n *seccomp.Notif) {

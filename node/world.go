@@ -74,7 +74,7 @@ func (d *Daemon) startPlacement(ctx context.Context) error {
 		Node: d.cfg.Node, Index: d.cfg.Index, Cookie: d.cookie, Log: d.log, StateDir: d.cfg.StateDir(),
 		Registry: d.stubs, Root: root,
 		Peer: d.peer, Place: d.place, Finished: d.finished, Failed: d.failed,
-		WorldPids: d.world.HostPids, WorldRoot: d.root,
+		WorldPids: d.world.HostPids, ToHost: d.world.ToHost, WorldRoot: d.root,
 	}
 	keeper, err := d.agent("keeper", func() (*deputy.Stub, error) { return rexec.NewAgent(ctx, cfg) })
 	if err != nil {
@@ -87,7 +87,11 @@ func (d *Daemon) startPlacement(ctx context.Context) error {
 	if d.rexec, err = rexec.New(cfg, stub); err != nil {
 		return err
 	}
+	if err := d.rexec.Recover(ctx); err != nil {
+		return err
+	}
 	d.rexec.Register(d.wire.Handle)
+	d.wire.Ready()
 	d.calls.open(d.rexec)
 	return nil
 }

@@ -85,6 +85,23 @@ func (h *Homes) look(n *seccomp.Notif) (*caller, string) {
 	return c, ""
 }
 
+// reread fills in what look reads of an exec, without deciding.
+func (h *Homes) reread(c *caller) error {
+	n := c.n
+	pathAddr := n.Args[0]
+	c.argvAddr, c.envAddr = n.Args[1], n.Args[2]
+	if n.Nr == unix.SYS_EXECVEAT {
+		pathAddr, c.argvAddr, c.envAddr = n.Args[1], n.Args[2], n.Args[3]
+	}
+	var err error
+	if c.path, err = sys.ReadString(n.Tid, pathAddr, unix.PathMax); err != nil {
+		return err
+	}
+	c.nul = pathAddr + uint64(len(c.path))
+	c.argv, err = readVector(n.Tid, c.argvAddr)
+	return err
+}
+
 // foreign says whether a session began on another node.
 func (h *Homes) foreign(sid unum.Pid) bool {
 	i, ok := unum.IndexOf(sid)

@@ -39,6 +39,8 @@ type Config struct {
 
 	// WorldPids lists the processes of this world by their host PIDs.
 	WorldPids func() ([]int, error)
+	// ToHost translates a PID of this world into the daemon's namespace.
+	ToHost func(unum.Pid) (int, error)
 	// WorldRoot is an open directory: the world's root.
 	WorldRoot *os.File
 	// Filters is how many seccomp filters every process of the world has.

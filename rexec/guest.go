@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"unum"
 	"unum/carry"
+	"unum/carry/tty"
 	"unum/deputy"
 	"unum/sys"
 )
@@ -27,8 +27,12 @@ type Guests struct {
 	mu       sync.Mutex
 	sessions map[unum.Pid]*session
 	bodies   map[unum.Pid]*body
-	ops      map[uint64]*startRes // answers of recent starts, by operation id
+	untold   map[uint64]*body // ended, and home does not know yet; by operation id
 	wg       sync.WaitGroup
+
+	recBodies   records[bodyRecord]
+	recSessions records[sessionRecord]
+	recEvents   records[eventReq]
 }
 
 // session is one session of another node on this one: its agent has the
@@ -47,15 +51,33 @@ type session struct {
 	again   bool // something ended meanwhile
 }
 
+// bodyRecord is what a successor of the daemon must know of a body.
+type bodyRecord struct {
+	Place   carry.Placement
+	Sid     unum.Pid // of its session's record; rootSession if it leads its own
+	Path    string
+	Started time.Time
+	Descs   []*carry.Desc
+	TTY     *tty.Desc
+}
+
+// sessionRecord is what a successor must know of a session: host PIDs of its
+// agent and holders.
+type sessionRecord struct {
+	Home    unum.NodeID
+	Agent   int
+	Holders map[unum.Pid]int
+}
+
 // body is one placed process here.
 type body struct {
-	place   carry.Placement
-	sess    *session
-	stub    *deputy.Stub // its handle: end and pidfd
-	guests  []carry.Guest
-	path    string
-	started time.Time
-	seq     uint64 // of the last signal that was delivered
+	bodyRecord
+	place  carry.Placement
+	sess   *session
+	stub   *deputy.Stub // its handle: end and pidfd
+	guests []carry.Guest
+	once   [8]uint64 // the last signals that were delivered, by their id
+	at     int
 
 	ready <-chan struct{} // closed when its birth is decided; stub is nil if it failed
 	last  <-chan struct{} // closed when the event before has been told; guarded by Guests.mu
@@ -65,9 +87,31 @@ func newGuests(cfg Config, mk *maker) *Guests {
 	return &Guests{
 		cfg: cfg, mk: mk, log: cfg.Log,
 		sessions: map[unum.Pid]*session{},
-		bodies:   map[unum.Pid]*body{},
-		ops:      map[uint64]*startRes{},
+		bodies:   map[unum.Pid]*body{}, untold: map[uint64]*body{},
 	}
+}
+
+func (g *Guests) openRecords() (err error) {
+	dir := filepath.Join(g.cfg.StateDir, "hosted")
+	if g.recBodies, err = openRecords[bodyRecord](filepath.Join(dir, "bodies")); err != nil {
+		return err
+	}
+	if g.recSessions, err = openRecords[sessionRecord](filepath.Join(dir, "sessions")); err != nil {
+		return err
+	}
+	g.recEvents, err = openRecords[eventReq](filepath.Join(dir, "events"))
+	return err
+}
+
+func (b *body) key() string { return b.place.Pid.String() }
+
+// note writes a session down. Preconditions: s.mu is held.
+func (g *Guests) note(s *session) error {
+	r := &sessionRecord{Home: s.home, Agent: s.agent.HostPid, Holders: map[unum.Pid]int{}}
+	for p, h := range s.holders {
+		r.Holders[p] = h.HostPid
+	}
+	return g.recSessions.save(s.sid.String(), r)
 }
 
 // rootSession is the pseudo session of bodies that lead their own.
@@ -99,11 +143,11 @@ func (g *Guests) session(ctx context.Context, req *startReq) (*session, error) {
 		return nil, err
 	}
 	s.agent = agent
-	agent.OnSignal(func(si *sys.Siginfo) {
-		if si.Signo() == unix.SIGCHLD {
-			reap(s, g.cfg.Cookie, g.log, g.ended)
-		}
-	})
+	if err := g.note(s); err != nil {
+		g.leave(s)
+		return nil, err
+	}
+	s.watch(g.cfg.Cookie, g.log, g.ended)
 	return s, nil
 }
 
@@ -141,8 +185,11 @@ func (g *Guests) group(ctx context.Context, s *session, spec *Spec) (*deputy.Stu
 	defer s.mu.Unlock()
 	if spec.Pgid == spec.Pid {
 		h := s.holders[spec.Pid]
+		if h == nil {
+			return nil, nil
+		}
 		delete(s.holders, spec.Pid)
-		return h, nil
+		return h, g.note(s)
 	}
 	if spec.Pgid == spec.Sid || s.holders[spec.Pgid] != nil {
 		return nil, nil
@@ -155,7 +202,7 @@ func (g *Guests) group(ctx context.Context, s *session, spec *Spec) (*deputy.Stu
 		return nil, fmt.Errorf("process group %d: %w", spec.Pgid, err)
 	}
 	s.holders[spec.Pgid] = h
-	return nil, nil
+	return nil, g.note(s)
 }
 
 // groupLives says whether the leader of a group is a body here, so that the
@@ -169,6 +216,14 @@ func (g *Guests) groupLives(pgid unum.Pid) bool {
 
 // start answers rexec.start.
 func (g *Guests) start(ctx context.Context, req *startReq) *startRes {
+	if b := g.known(req.Place); b != nil {
+		// Home's daemon was restarted while it asked.
+		<-b.ready
+		if b.stub != nil {
+			return &startRes{}
+		}
+		return &startRes{Refused: "its start failed"}
+	}
 	err := g.birth(ctx, req)
 	var ex *execError
 	switch {
@@ -196,7 +251,12 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 		}
 		return err
 	}
-	b := &body{place: req.Place, sess: s, path: spec.Path, started: time.Now()}
+	b := &body{
+		bodyRecord: bodyRecord{
+			Place: req.Place, Sid: s.sid, Path: spec.Path, Started: time.Now(), Descs: req.Descs, TTY: req.TTY,
+		},
+		place: req.Place, sess: s,
+	}
 	ok := false
 	defer func() {
 		if ok {
@@ -209,6 +269,7 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 		g.mu.Lock()
 		if g.bodies[spec.Pid] == b {
 			delete(g.bodies, spec.Pid)
+			g.recBodies.remove(b.key())
 		}
 		g.mu.Unlock()
 		g.leave(s)
@@ -255,6 +316,9 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 	b.ready = ready
 	g.mu.Unlock()
 	defer close(ready)
+	if err := g.recBodies.save(b.key(), &b.bodyRecord); err != nil {
+		return err
+	}
 	if b.stub, err = g.mk.make(ctx, bi); err != nil {
 		return err
 	}
@@ -297,6 +361,11 @@ func (g *Guests) ended(pid unum.Pid, si *sys.Siginfo, u Usage) {
 	final := e.Kind == exited || e.Kind == killed
 	if final {
 		delete(g.bodies, pid)
+		g.untold[b.place.ID] = b
+		// Its agent forgets it with our answer.
+		if err := g.recEvents.save(b.key(), e); err != nil {
+			g.log.Error("write down the end of a body", "pid", pid, "err", err)
+		}
 	}
 	prev := b.last
 	done := make(chan struct{})
@@ -342,9 +411,25 @@ func (g *Guests) tell(b *body, e *eventReq, final bool) {
 		for _, c := range b.guests {
 			c.Close()
 		}
+		g.recBodies.remove(b.key())
+		g.recEvents.remove(b.key())
+		g.mu.Lock()
+		delete(g.untold, b.place.ID)
+		g.mu.Unlock()
 		g.leave(b.sess)
 		g.retire(b.sess)
 	}
+}
+
+// known returns the body of a placement, also if it has ended and home does
+// not know.
+func (g *Guests) known(pl carry.Placement) *body {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if b := g.bodies[pl.Pid]; b != nil && b.place.ID == pl.ID {
+		return b
+	}
+	return g.untold[pl.ID]
 }
 
 // signal delivers one signal to a body.
@@ -355,11 +440,10 @@ func (g *Guests) signal(req *signalReq) error {
 		g.mu.Unlock()
 		return unum.ErrNoProcess
 	}
-	if req.Seq != 0 && req.Seq <= b.seq {
+	if req.Once != 0 && b.delivered(req.Once) {
 		g.mu.Unlock()
 		return nil
 	}
-	b.seq = max(b.seq, req.Seq)
 	g.mu.Unlock()
 	<-b.ready
 	if b.stub == nil {
@@ -380,6 +464,19 @@ func (g *Guests) signal(req *signalReq) error {
 		return err
 	}
 	return nil
+}
+
+// delivered says whether the signal with this id was delivered before, and
+// remembers it. A home daemon that was restarted may tell its last one again.
+func (b *body) delivered(id uint64) bool {
+	for _, o := range b.once {
+		if o == id {
+			return true
+		}
+	}
+	b.once[b.at] = id
+	b.at = (b.at + 1) % len(b.once)
+	return false
 }
 
 // idle is how long a session without bodies keeps its agent.
@@ -437,6 +534,7 @@ func (g *Guests) sweep(s *session) {
 		}
 	}
 	delete(g.sessions, s.sid)
+	g.recSessions.remove(s.sid.String())
 	for _, h := range s.holders {
 		h.Kill()
 	}

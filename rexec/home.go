@@ -15,6 +15,7 @@ import (
 
 	"unum"
 	"unum/carry"
+	"unum/carry/tty"
 	"unum/deputy"
 	"unum/ptrace"
 	"unum/sched"
@@ -24,42 +25,54 @@ import (
 
 // Homes is the home half: the deputies of processes placed elsewhere.
 type Homes struct {
-	cfg    Config
-	log    *slog.Logger
-	stub   *os.File
-	tracer *ptrace.Thread
-	nextID atomic.Uint64
-	dumps  string // working directory of deputies that die with a core
+	cfg     Config
+	log     *slog.Logger
+	stub    *os.File
+	tracer  *ptrace.Thread
+	nextID  atomic.Uint64
+	records records[placedRecord]
+	dumps   string // working directory of deputies that die with a core
 
 	depth  int               // of PID namespaces, of the world's processes
 	spaces map[string]string // namespaces of the world, by name
 
 	mu     sync.Mutex
 	placed map[unum.Pid]*placed
+	redo   map[unum.Pid]*placed // placements whose caller will issue its exec again
 	whys   whys
 	wg     sync.WaitGroup
+}
+
+// placedRecord is what a successor of the daemon must know of a placement.
+type placedRecord struct {
+	Place  carry.Placement
+	Host   int    // PID in the daemon's namespace
+	Start  uint64 // start time of that process: it is the same one
+	Path   string
+	Argv   []string
+	Uid    uint32
+	Since  time.Time
+	Why    string
+	Parent int // host PID
+	Descs  []*carry.Desc
+	TTY    *tty.Desc
 }
 
 // placed is one process of this node whose body is elsewhere.
 //
 //	starting ──▶ running ⇄ stopped ──▶ ended
 type placed struct {
+	placedRecord
 	place   carry.Placement
-	req     *startReq
-	host    int // PID in the daemon's namespace
+	req     *startReq // nil once a successor has taken over
 	peer    unum.Peer
 	homes   []carry.Home
-	path    string
-	argv    []string
-	uid     uint32
-	since   time.Time
-	why     string
-	parent  int // host PID
 	stub    *deputy.Stub
-	term    bool // its session has a controlling terminal
-	signals chan sys.Siginfo
+	signals chan *deputy.Signal
 	ready   chan struct{} // closed when the deputy stands, or never will (stub is nil)
 	done    chan struct{} // closed when the deputy is gone
+	ctx     context.Context
+	cancel  context.CancelFunc // when the deputy is gone
 
 	mu     sync.Mutex
 	ended  *eventReq
@@ -67,12 +80,27 @@ type placed struct {
 	echo   bool // the next SIGCONT comes from the body and is not forwarded
 }
 
+func (p *placed) key() string { return p.place.Pid.String() }
+
+func (h *Homes) newPlaced(r *placedRecord, peer unum.Peer) *placed {
+	p := &placed{
+		placedRecord: *r, place: r.Place, peer: peer,
+		signals: make(chan *deputy.Signal, 1), ready: make(chan struct{}), done: make(chan struct{}),
+	}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	return p
+}
+
 func newHomes(cfg Config, stub *os.File) (*Homes, error) {
 	h := &Homes{
 		cfg: cfg, log: cfg.Log, stub: stub,
 		tracer: ptrace.NewThread(),
 		dumps:  filepath.Join(cfg.StateDir, "cores"),
-		placed: map[unum.Pid]*placed{},
+		placed: map[unum.Pid]*placed{}, redo: map[unum.Pid]*placed{},
+	}
+	var err error
+	if h.records, err = openRecords[placedRecord](filepath.Join(cfg.StateDir, "placed")); err != nil {
+		return nil, err
 	}
 	// Unique in the cluster's life: the node's index, and a clock that has
 	// advanced since the daemon before this one.
@@ -83,6 +111,9 @@ func newHomes(cfg Config, stub *os.File) (*Homes, error) {
 // Exec answers a trapped execve or execveat. It runs on the receiving
 // goroutine and does not block: what is placed goes on in its own.
 func (h *Homes) Exec(n *seccomp.Notif) {
+	if h.redone(n) {
+		return
+	}
 	c, why := h.look(n)
 	if c == nil {
 		if why != "" {
@@ -107,6 +138,11 @@ func (h *Homes) place(c *caller) {
 		h.stay(c, err)
 		return
 	}
+	h.ask(ctx, c, p)
+}
+
+// ask has the guest make the body, then converts the caller.
+func (h *Homes) ask(ctx context.Context, c *caller, p *placed) {
 	res, err := call[startRes](ctx, p.peer, "rexec.start", p.req)
 	switch {
 	case err != nil:
@@ -149,6 +185,7 @@ func (h *Homes) abandon(p *placed) {
 }
 
 func (h *Homes) forget(p *placed) {
+	h.records.remove(p.key())
 	h.mu.Lock()
 	if h.placed[p.place.Pid] == p {
 		delete(h.placed, p.place.Pid)
@@ -183,16 +220,19 @@ func (h *Homes) prepare(ctx context.Context, c *caller) (*placed, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &placed{
-		place: carry.Placement{
+	p := h.newPlaced(&placedRecord{
+		Place: carry.Placement{
 			ID: h.nextID.Add(1), Pid: spec.Pid, Pgid: spec.Pgid, Sid: spec.Sid,
 			Home: h.cfg.Node, Guest: c.dest.Node,
 		},
-		host: c.task.Tgid, peer: peer, path: spec.Path, argv: spec.Argv, uid: c.task.Uid[0],
-		since: time.Now(), why: c.dest.Why, parent: c.task.Ppid,
-		signals: make(chan sys.Siginfo, 64), ready: make(chan struct{}), done: make(chan struct{}),
-	}
+		Host: c.task.Tgid, Start: c.task.Start, Path: spec.Path, Argv: spec.Argv, Uid: c.task.Uid[0],
+		Since: time.Now(), Why: c.dest.Why, Parent: c.task.Ppid, Descs: descs, TTY: term,
+	}, peer)
 	p.req = &startReq{Place: p.place, Spec: *spec, Descs: descs, TTY: term}
+	// Known before the guest is asked, so that a successor finds the body.
+	if err := h.records.save(p.key(), &p.placedRecord); err != nil {
+		return nil, err
+	}
 	h.mu.Lock()
 	h.placed[p.place.Pid] = p
 	h.mu.Unlock()
@@ -203,7 +243,6 @@ func (h *Homes) prepare(ctx context.Context, c *caller) (*placed, error) {
 			return nil, fmt.Errorf("the controlling terminal: %w", err)
 		}
 		p.homes = append(p.homes, end)
-		p.term = true
 	}
 	for _, d := range descs {
 		k, err := h.cfg.Carry.Kind(d.Kind)
@@ -229,10 +268,10 @@ func (h *Homes) prepare(ctx context.Context, c *caller) (*placed, error) {
 
 // convert turns the caller into the deputy of its body.
 func (h *Homes) convert(ctx context.Context, c *caller, p *placed) error {
-	name := filepath.Base(p.path)
+	name := filepath.Base(p.Path)
 	prog := &deputy.Program{}
 	prog.Do(unix.SYS_PRCTL, unix.PR_SET_NAME, prog.String(name))
-	hello, cancel, err := h.cfg.Registry.ExpectConverted(p.host, deputy.First{Prog: prog})
+	hello, cancel, err := h.cfg.Registry.ExpectConverted(p.Host, deputy.First{Prog: prog})
 	if err != nil {
 		c.n.Continue()
 		return err
@@ -252,7 +291,7 @@ func (h *Homes) convert(ctx context.Context, c *caller, p *placed) error {
 		return err
 	}
 	gone := make(chan struct{})
-	if fd, err := sys.PidfdOpen(p.host); err == nil {
+	if fd, err := sys.PidfdOpen(p.Host); err == nil {
 		go func() {
 			sys.PidfdWait(fd)
 			unix.Close(fd)
@@ -281,7 +320,7 @@ func (h *Homes) run(p *placed, stub *deputy.Stub) {
 	for _, c := range p.homes {
 		c.Commit()
 	}
-	h.whys.set(p.place.Pid, fmt.Sprintf("placed on %s: %s", p.place.Guest, p.why))
+	h.whys.set(p.place.Pid, fmt.Sprintf("placed on %s: %s", p.place.Guest, p.Why))
 	h.wg.Add(2)
 	go func() {
 		defer h.wg.Done()
@@ -292,45 +331,33 @@ func (h *Homes) run(p *placed, stub *deputy.Stub) {
 		<-p.stub.Gone()
 		h.gone(p)
 	}()
-	p.stub.OnSignal(func(si *sys.Siginfo) {
-		select {
-		case p.signals <- *si:
-		default:
-			// 64 signals in flight: the body is far behind, as a process with a
-			// full queue would be. Real-time signals must not get lost.
-			info := *si
-			go func() {
-				select {
-				case p.signals <- info:
-				case <-p.done:
-				}
-			}()
-		}
-	})
+	// The stub stands still until its signal is done, so there is never more
+	// than one.
+	p.stub.OnSignal(func(g *deputy.Signal) { p.signals <- g })
 	close(p.ready)
 }
 
 // forward sends the deputy's signals to the body, in order.
 func (h *Homes) forward(p *placed) {
-	var seq uint64
 	for {
 		select {
-		case si := <-p.signals:
-			if si.Signo() == unix.SIGCONT && p.echoed() {
-				continue
-			}
-			if h.terminal(p, &si) {
-				continue
-			}
-			seq++
-			_, err := call[struct{}](context.Background(), p.peer, "rexec.signal",
-				&signalReq{ID: p.place.ID, Pid: p.place.Pid, Info: si, Seq: seq})
-			if err != nil && !errors.Is(err, unum.ErrNoProcess) {
-				h.log.Warn("forward a signal", "pid", p.place.Pid, "sig", si.Signo(), "err", err)
-			}
+		case g := <-p.signals:
+			h.pass(p, g)
+			g.Done()
 		case <-p.done:
 			return
 		}
+	}
+}
+
+func (h *Homes) pass(p *placed, g *deputy.Signal) {
+	if g.Info.Signo() == unix.SIGCONT && p.echoed() || h.terminal(p, &g.Info) {
+		return
+	}
+	_, err := call[struct{}](p.ctx, p.peer, "rexec.signal",
+		&signalReq{ID: p.place.ID, Pid: p.place.Pid, Info: g.Info, Once: g.ID})
+	if err != nil && !errors.Is(err, unum.ErrNoProcess) && p.ctx.Err() == nil {
+		h.log.Warn("forward a signal", "pid", p.place.Pid, "sig", g.Info.Signo(), "err", err)
 	}
 }
 
@@ -340,7 +367,7 @@ const siKernel = 0x80
 // terminal lets the carrier of terminals deliver what home's terminal sent: at
 // the guest it goes once to the whole foreground group.
 func (h *Homes) terminal(p *placed, si *sys.Siginfo) bool {
-	if !p.term {
+	if p.TTY == nil {
 		return false
 	}
 	ctx := context.Background()
@@ -396,7 +423,7 @@ func (h *Homes) event(ctx context.Context, from unum.NodeID, e *eventReq) error 
 // stop stops the deputy by the signal that stopped its body.
 func (h *Homes) stop(ctx context.Context, p *placed, e *eventReq) error {
 	sig := unix.Signal(e.Status)
-	if p.term && (sig == unix.SIGTTIN || sig == unix.SIGTTOU) && h.cfg.Terminal.Homes.Foreground(p.place) {
+	if p.TTY != nil && (sig == unix.SIGTTIN || sig == unix.SIGTTOU) && h.cfg.Terminal.Homes.Foreground(p.place) {
 		// The guest did not know yet that the group is in the foreground.
 		if err := h.cfg.Terminal.Homes.Sync(ctx, p.place); err != nil {
 			return err
@@ -475,12 +502,12 @@ func (h *Homes) end(ctx context.Context, p *placed, e *eventReq) error {
 // usage tells the scheduler, and the parent's account.
 func (h *Homes) usage(p *placed, e *eventReq) {
 	h.cfg.Finished(p.place.Pid, sched.Outcome{
-		Wall:   time.Since(p.since),
+		Wall:   time.Since(p.Since),
 		CPU:    time.Duration(e.Usage.Utime+e.Usage.Stime) * time.Microsecond,
 		MaxRSS: uint64(e.Usage.MaxRSS) << 10,
 	})
 	if h.cfg.Account != nil {
-		h.cfg.Account(p.parent, p.host, e.Usage)
+		h.cfg.Account(p.Parent, p.Host, e.Usage)
 	}
 }
 
@@ -491,6 +518,7 @@ func (h *Homes) gone(p *placed) {
 	ended := p.ended
 	p.mu.Unlock()
 	close(p.done)
+	p.cancel()
 	if ended == nil {
 		h.signalBody(p, unix.SIGKILL)
 		for _, c := range p.homes {

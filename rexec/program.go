@@ -201,7 +201,7 @@ const waitSlots = 8
 // at the address it returns: waitSlots times a siginfo of 128 bytes and a
 // struct rusage of 144.
 func waitProgram(cookie uint64) (*deputy.Program, uint64) {
-	p := &deputy.Program{}
+	p := &deputy.Program{Tag: waitTag}
 	at := p.Bytes(make([]byte, waitSlots*waitSize))
 	for i := uint64(0); i < waitSlots; i++ {
 		info := at + i*waitSize
@@ -212,6 +212,9 @@ func waitProgram(cookie uint64) (*deputy.Program, uint64) {
 }
 
 const waitSize = 128 + 144
+
+// waitTag marks waitProgram in an agent's memory.
+const waitTag = 0x77616974
 
 // parseUsage reads a struct rusage (man 2 getrusage).
 func parseUsage(b []byte) Usage {

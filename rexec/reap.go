@@ -3,6 +3,8 @@ package rexec
 import (
 	"log/slog"
 
+	"golang.org/x/sys/unix"
+
 	"unum"
 	"unum/deputy"
 	"unum/sys"
@@ -10,6 +12,22 @@ import (
 
 // told is called with each event of an agent's child. It must not block.
 type told func(pid unum.Pid, si *sys.Siginfo, u Usage)
+
+// watch begins to reap for an agent. What a daemon before this one had reaped
+// and not yet written down is found in the agent.
+func (s *session) watch(cookie uint64, log *slog.Logger, tell told) {
+	s.agent.OnSignal(func(g *deputy.Signal) {
+		if g.Info.Signo() == unix.SIGCHLD {
+			reap(s, cookie, log, tell)
+		}
+		g.Done()
+	})
+	s.agent.OnOrphan(func(r *deputy.Result) {
+		if r.Tag == waitTag {
+			reaped(s, r, deputy.FirstData, tell)
+		}
+	})
+}
 
 // reap queues a round of waiting for an agent's children. It does not block.
 // While a round is under way another request makes one more follow.

@@ -3,9 +3,11 @@ package rexec
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 	"sync"
 
@@ -24,17 +26,24 @@ type Runs struct {
 	mk  *maker
 	log *slog.Logger
 
-	start sync.Mutex // one birth at a time: the child's number is not known before
-	mu    sync.Mutex
-	agent *session
-	runs  map[unum.Pid]*run
+	start   sync.Mutex // one birth at a time: the child's number is not known before
+	mu      sync.Mutex
+	agent   *session
+	runs    map[unum.Pid]*run
+	records records[runRecord]
 }
 
 type run struct {
-	uid  uint32
-	host int
+	runRecord
 	done chan struct{}
-	end  eventReq
+}
+
+// runRecord is what a successor of the daemon must know of a run; the agent
+// has the record 0, with only its Host.
+type runRecord struct {
+	Uid  uint32
+	Host int
+	End  eventReq // Kind 0 while it runs
 }
 
 // Ended is how a process of Runs ended.
@@ -111,9 +120,10 @@ func (r *Runs) Start(ctx context.Context, c *Command) (unum.Pid, error) {
 	}
 	r.mu.Lock()
 	x := r.entry(s.Pid)
-	x.uid, x.host = c.Uid, s.HostPid
+	x.Uid, x.Host = c.Uid, s.HostPid
+	err = r.records.save(s.Pid.String(), &x.runRecord)
 	r.mu.Unlock()
-	return s.Pid, nil
+	return s.Pid, err
 }
 
 // entry finds or makes the entry of a process. Preconditions: r.mu is held.
@@ -137,13 +147,50 @@ func (r *Runs) forker(ctx context.Context) (*deputy.Stub, error) {
 		return nil, err
 	}
 	s := &session{agent: a}
-	a.OnSignal(func(si *sys.Siginfo) {
-		if si.Signo() == unix.SIGCHLD {
-			reap(s, r.cfg.Cookie, r.log, r.ended)
-		}
-	})
+	s.watch(r.cfg.Cookie, r.log, r.ended)
 	r.agent = s
-	return a, nil
+	return a, r.records.save("0", &runRecord{Host: a.HostPid})
+}
+
+// recover finds the processes and their agent again.
+func (r *Runs) recover() (err error) {
+	if r.records, err = openRecords[runRecord](filepath.Join(r.cfg.StateDir, "runs")); err != nil {
+		return err
+	}
+	all, err := r.records.load()
+	if err != nil {
+		return err
+	}
+	for key, rec := range all {
+		var pid unum.Pid
+		if _, err := fmt.Sscan(key, &pid); err != nil {
+			return fmt.Errorf("run record %q: %w", key, err)
+		}
+		if pid == 0 {
+			continue
+		}
+		x := r.entry(pid)
+		x.runRecord = *rec
+		if rec.End.Kind != 0 {
+			close(x.done)
+		}
+	}
+	rec := all["0"]
+	if rec == nil {
+		return nil
+	}
+	pid, err := sys.WorldPid(rec.Host)
+	if err != nil {
+		return err
+	}
+	a, err := r.cfg.Registry.Adopt(rec.Host, pid)
+	if err != nil {
+		return err
+	}
+	r.agent = &session{agent: a}
+	r.agent.watch(r.cfg.Cookie, r.log, r.ended)
+	reap(r.agent, r.cfg.Cookie, r.log, r.ended)
+	return nil
 }
 
 func (r *Runs) ended(pid unum.Pid, si *sys.Siginfo, _ Usage) {
@@ -152,11 +199,16 @@ func (r *Runs) ended(pid unum.Pid, si *sys.Siginfo, _ Usage) {
 	x := r.entry(pid)
 	switch si.Code() {
 	case cldExited:
-		x.end = eventReq{Kind: exited, Status: int(si.Status())}
+		x.End = eventReq{Kind: exited, Status: int(si.Status())}
 	case cldKilled, cldDumped:
-		x.end = eventReq{Kind: killed, Status: int(si.Status()), Core: si.Code() == cldDumped}
+		x.End = eventReq{Kind: killed, Status: int(si.Status()), Core: si.Code() == cldDumped}
 	default:
 		return
+	}
+	if x.Host != 0 { // else Start is about to write it down
+		if err := r.records.save(pid.String(), &x.runRecord); err != nil {
+			r.log.Error("write down the end of a process", "pid", pid, "err", err)
+		}
 	}
 	close(x.done)
 }
@@ -174,10 +226,10 @@ func (r *Runs) Wait(ctx context.Context, pid unum.Pid) (Ended, error) {
 	case <-ctx.Done():
 		return Ended{}, ctx.Err()
 	}
-	if x.end.Kind == exited {
-		return Ended{Code: x.end.Status}, nil
+	if x.End.Kind == exited {
+		return Ended{Code: x.End.Status}, nil
 	}
-	return Ended{Signal: x.end.Status, Core: x.end.Core}, nil
+	return Ended{Signal: x.End.Status, Core: x.End.Core}, nil
 }
 
 // Owner returns whose process it is.
@@ -188,7 +240,7 @@ func (r *Runs) Owner(pid unum.Pid) (uid uint32, err error) {
 	if x == nil {
 		return 0, unum.ErrNoProcess
 	}
-	return x.uid, nil
+	return x.Uid, nil
 }
 
 // HostPid returns the process's number in the daemon's PID namespace, unless
@@ -204,7 +256,7 @@ func (r *Runs) HostPid(pid unum.Pid) (int, error) {
 	case <-x.done:
 		return 0, unum.ErrNoProcess
 	default:
-		return x.host, nil
+		return x.Host, nil
 	}
 }
 
@@ -212,6 +264,7 @@ func (r *Runs) HostPid(pid unum.Pid) (int, error) {
 func (r *Runs) Release(pid unum.Pid) {
 	r.mu.Lock()
 	delete(r.runs, pid)
+	r.records.remove(pid.String())
 	r.mu.Unlock()
 }
 

@@ -89,8 +89,8 @@ func (h *Homes) Placed() []Body {
 	defer h.mu.Unlock()
 	out := make([]Body, 0, len(h.placed))
 	for _, p := range h.placed {
-		out = append(out, Body{Pid: p.place.Pid, HostPid: p.host, Home: p.place.Home, Guest: p.place.Guest,
-			Path: p.path, Argv: p.argv, Uid: p.uid, Since: p.since, Why: p.why})
+		out = append(out, Body{Pid: p.place.Pid, HostPid: p.Host, Home: p.place.Home, Guest: p.place.Guest,
+			Path: p.Path, Argv: p.Argv, Uid: p.Uid, Since: p.Since, Why: p.Why})
 	}
 	return out
 }
@@ -124,7 +124,7 @@ func (g *Guests) Bodies() []Body {
 		default:
 		}
 		out = append(out, Body{Pid: b.place.Pid, HostPid: host, Home: b.place.Home, Guest: b.place.Guest,
-			Path: b.path, Since: b.started})
+			Path: b.Path, Since: b.Started})
 	}
 	return out
 }

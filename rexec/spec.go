@@ -88,8 +88,8 @@ type signalReq struct {
 	ID   uint64
 	Pid  unum.Pid
 	Info sys.Siginfo
-	// Seq counts the signals of one deputy; the guest drops what it has seen.
-	Seq uint64
+	// Once tells signals of one deputy apart; the guest drops what it has seen.
+	Once uint64
 }
 
 // eventReq tells home what became of a body.

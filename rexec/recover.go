@@ -1,0 +1,324 @@
+package rexec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/carry"
+	"unum/deputy"
+	"unum/seccomp"
+	"unum/sys"
+)
+
+// Recover takes over what a daemon before this one left: deputies here, bodies
+// of other nodes, processes of the control socket. It must be called before
+// the node's calls are answered and before trapped execs are.
+func (s *Service) Recover(ctx context.Context) error {
+	if err := s.Guests.recover(ctx); err != nil {
+		return fmt.Errorf("bodies: %w", err)
+	}
+	if err := s.Homes.recover(ctx); err != nil {
+		return fmt.Errorf("deputies: %w", err)
+	}
+	return s.Runs.recover()
+}
+
+// isStub says whether a process executes the stub. /proc shows the link of
+// every stub alike: the memfd's name.
+func isStub(host int) bool {
+	link, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", host))
+	return err == nil && strings.HasPrefix(link, "/memfd:"+StubName+" ")
+}
+
+// recover resumes the deputies. A record whose process is no stub is of a
+// caller that was not yet converted: it issues its exec again, or has ended.
+func (h *Homes) recover(ctx context.Context) error {
+	all, err := h.records.load()
+	if err != nil {
+		return err
+	}
+	for key, r := range all {
+		peer, err := h.cfg.Peer(r.Place.Guest)
+		if err != nil {
+			return err
+		}
+		p := h.newPlaced(r, peer)
+		t, err := sys.ReadTask(r.Host)
+		switch {
+		case err != nil || t.Start != r.Start || t.State == 'Z':
+			// The caller or the deputy was killed meanwhile.
+			h.records.remove(key)
+			h.wg.Go(func() { h.signalBody(p, unix.SIGKILL) })
+			continue
+		case !isStub(r.Host):
+			h.mu.Lock()
+			h.placed[p.place.Pid], h.redo[p.place.Pid] = p, p
+			h.mu.Unlock()
+			h.wg.Go(func() { h.guard(p) })
+			continue
+		}
+		if err := h.resume(ctx, p); err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+	}
+	return nil
+}
+
+func (h *Homes) resume(ctx context.Context, p *placed) error {
+	stub, err := h.cfg.Registry.Watch(p.Host, p.place.Pid)
+	if err != nil {
+		return err
+	}
+	if p.TTY != nil {
+		if end, err := h.cfg.Terminal.Homes.Attach(ctx, p.place, p.TTY, nil); err == nil {
+			p.homes = append(p.homes, end)
+		} else {
+			h.log.Warn("resume the terminal", "pid", p.place.Pid, "err", err)
+		}
+	}
+	for _, d := range p.Descs {
+		f, err := stub.Getfd(d.Nums[0])
+		if errors.Is(err, unix.EBADF) {
+			continue // the body had closed it, and the deputy too
+		}
+		if err != nil {
+			return err
+		}
+		k, err := h.cfg.Carry.Kind(d.Kind)
+		if err != nil {
+			return err
+		}
+		c, err := k.ResumeHome(ctx, p.place, d, f)
+		if err != nil {
+			f.Close()
+			h.log.Warn("resume a descriptor", "pid", p.place.Pid, "fd", d.Nums[0], "kind", d.Kind, "err", err)
+			continue
+		}
+		p.homes = append(p.homes, c)
+	}
+	h.mu.Lock()
+	h.placed[p.place.Pid] = p
+	h.mu.Unlock()
+	// Only now: it calls at once, and is told its signals again.
+	if stub, err = h.cfg.Registry.Adopt(p.Host, p.place.Pid); err != nil {
+		return err
+	}
+	h.run(p, stub)
+	return nil
+}
+
+// guard kills the body of a placement whose caller dies before it has issued
+// its exec again.
+func (h *Homes) guard(p *placed) {
+	fd, err := sys.PidfdOpen(p.Host)
+	if err == nil {
+		sys.PidfdWait(fd)
+		unix.Close(fd)
+	}
+	h.mu.Lock()
+	still := h.redo[p.place.Pid] == p
+	delete(h.redo, p.place.Pid)
+	h.mu.Unlock()
+	if still {
+		h.abandon(p)
+		h.signalBody(p, unix.SIGKILL)
+	}
+}
+
+// redone goes on with a placement that the daemon before this one began: the
+// same operation, asked of the same guest, which knows whether it has done it.
+func (h *Homes) redone(n *seccomp.Notif) bool {
+	h.mu.Lock()
+	if len(h.redo) == 0 {
+		h.mu.Unlock()
+		return false
+	}
+	h.mu.Unlock()
+	t, err := sys.ReadTask(n.Tid)
+	if err != nil {
+		return false
+	}
+	h.mu.Lock()
+	p := h.redo[t.Pid]
+	delete(h.redo, t.Pid)
+	h.mu.Unlock()
+	if p == nil || p.placedRecord.Start != t.Start {
+		return false
+	}
+	h.wg.Go(func() { h.again(n, t, p) })
+	return true
+}
+
+func (h *Homes) again(n *seccomp.Notif, t *sys.Task, p *placed) {
+	ctx := context.Background()
+	c := &caller{n: n, task: t}
+	fail := func(err error) {
+		h.abandon(p)
+		h.signalBody(p, unix.SIGKILL)
+		h.stay(c, err)
+	}
+	if err := h.reread(c); err != nil {
+		fail(err)
+		return
+	}
+	spec, err := h.gather(c)
+	if err != nil {
+		fail(err)
+		return
+	}
+	pidfd, err := sys.PidfdOpen(p.Host)
+	if err != nil {
+		fail(err)
+		return
+	}
+	defer unix.Close(pidfd)
+	if p.TTY != nil {
+		end, err := h.cfg.Terminal.Homes.Attach(ctx, p.place, p.TTY, nil)
+		if err != nil {
+			fail(err)
+			return
+		}
+		p.homes = append(p.homes, end)
+	}
+	for _, d := range p.Descs {
+		f, err := sys.PidfdGetfd(pidfd, d.Nums[0])
+		if err != nil {
+			fail(err)
+			return
+		}
+		k, err := h.cfg.Carry.Kind(d.Kind)
+		if err == nil {
+			var half carry.Home
+			if half, err = k.ResumeHome(ctx, p.place, d, f); err == nil {
+				p.homes = append(p.homes, half)
+			}
+		}
+		if err != nil {
+			f.Close()
+			fail(err)
+			return
+		}
+	}
+	p.req = &startReq{Place: p.place, Spec: *spec, Descs: p.Descs, TTY: p.TTY}
+	h.ask(ctx, c, p)
+}
+
+// recover finds the sessions and bodies. Ends that were written down are told;
+// births that were under way are undone, and asked for again by their homes.
+func (g *Guests) recover(ctx context.Context) error {
+	if err := g.openRecords(); err != nil {
+		return err
+	}
+	sessions, err := g.recSessions.load()
+	if err != nil {
+		return err
+	}
+	for key, r := range sessions {
+		if err := g.resumeSession(key, r); err != nil {
+			return err
+		}
+	}
+	events, err := g.recEvents.load()
+	if err != nil {
+		return err
+	}
+	bodies, err := g.recBodies.load()
+	if err != nil {
+		return err
+	}
+	for key, r := range bodies {
+		if err := g.resumeBody(ctx, key, r, events[key]); err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+	}
+	// Told by the agents only now, when all bodies are known. They may
+	// have children that ended meanwhile.
+	for _, s := range g.sessions {
+		agent, err := g.cfg.Registry.Adopt(s.agent.HostPid, s.agent.Pid)
+		if err != nil {
+			return err
+		}
+		s.agent = agent
+		s.watch(g.cfg.Cookie, g.log, g.ended)
+		reap(s, g.cfg.Cookie, g.log, g.ended)
+	}
+	return nil
+}
+
+func (g *Guests) resumeSession(key string, r *sessionRecord) error {
+	var sid unum.Pid
+	if _, err := fmt.Sscan(key, &sid); err != nil {
+		return fmt.Errorf("session record %q: %w", key, err)
+	}
+	pid, err := sys.WorldPid(r.Agent)
+	if err != nil || !isStub(r.Agent) {
+		g.recSessions.remove(key)
+		return nil
+	}
+	s := &session{sid: sid, home: r.Home, holders: map[unum.Pid]*deputy.Stub{}}
+	s.agent = &deputy.Stub{HostPid: r.Agent, Pid: pid}
+	for p, host := range r.Holders {
+		if !isStub(host) {
+			continue
+		}
+		if s.holders[p], err = g.cfg.Registry.Adopt(host, p); err != nil {
+			return err
+		}
+	}
+	g.sessions[sid] = s
+	return nil
+}
+
+func (g *Guests) resumeBody(ctx context.Context, key string, r *bodyRecord, end *eventReq) error {
+	ready := make(chan struct{})
+	close(ready)
+	b := &body{bodyRecord: *r, place: r.Place, sess: g.sessions[r.Sid], ready: ready}
+	if b.sess == nil {
+		g.recBodies.remove(key)
+		g.recEvents.remove(key)
+		return nil
+	}
+	host, err := g.cfg.ToHost(r.Place.Pid)
+	if err == nil && isStub(host) {
+		// It never came to its exec.
+		if s, err := g.cfg.Registry.Watch(host, r.Place.Pid); err == nil {
+			s.Kill()
+			<-s.Gone()
+		}
+		g.recBodies.remove(key)
+		return nil
+	}
+	if err == nil {
+		b.stub, err = g.cfg.Registry.Watch(host, r.Place.Pid)
+	}
+	if err != nil {
+		// Ended; told, or still to be reaped by its agent.
+		b.stub = deputy.Ended(r.Place.Pid)
+	}
+	for _, d := range r.Descs {
+		k, err := g.cfg.Carry.Kind(d.Kind)
+		if err != nil {
+			return err
+		}
+		c, err := k.ResumeGuest(ctx, r.Place, d)
+		if err != nil {
+			g.log.Warn("resume a descriptor", "pid", r.Place.Pid, "fd", d.Nums[0], "kind", d.Kind, "err", err)
+			continue
+		}
+		b.guests = append(b.guests, c)
+	}
+	b.sess.bodies++
+	if end == nil {
+		g.bodies[r.Place.Pid] = b
+		return nil
+	}
+	g.untold[r.Place.ID] = b
+	g.wg.Go(func() { g.tell(b, end, true) })
+	return nil
+}
