@@ -75,7 +75,9 @@ func (s *sink) resume() error {
 	s.kept = k
 	switch {
 	case phase == moving && k != nil:
-		s.kleft = k.left()
+		if s.kleft = k.left(); s.kleft == 0 {
+			s.h.page.setCount(n, idle)
+		}
 	case phase == direct:
 		written, err := s.h.c.witness.fired(s.out)
 		if err != nil {

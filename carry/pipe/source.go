@@ -221,7 +221,7 @@ func (s *source) copyRecords(t *scratch, teed, skip int) ([]byte, error) {
 		s.sent += uint64(n)
 	}
 	if skip < 0 || len(msg) == headLen {
-		return nil, fmt.Errorf("records do not begin where the sink says")
+		return nil, fmt.Errorf("no record begins at %d, %d or more too far from %d", s.sent, skip, s.consumed)
 	}
 	return msg, nil
 }
@@ -294,6 +294,7 @@ func (s *source) message(l *link, msg []byte) error {
 	}
 	s.acked = max(s.acked, a.wrote)
 	s.wanted = max(s.wanted, a.free)
+	s.sent = max(s.sent, a.wrote) // it may have had on the way what we did not know it had
 	s.confirm = max(s.confirm, a.confirm)
 	s.changed.broadcast()
 	s.mu.Unlock()
