@@ -69,10 +69,13 @@ type Store interface {
 	// ErrNoNode without a record; ErrStaleEpoch if the record's epoch is
 	// another.
 	SetState(ctx context.Context, id unum.NodeID, epoch unum.Epoch, s unum.NodeState) error
-	// DeclareDown ends the life of a node: one transaction raises the epoch,
-	// sets down and ends the lease. It returns the raised epoch. To declare
-	// the same life down again is no error; ErrStaleEpoch for older ones.
-	DeclareDown(ctx context.Context, id unum.NodeID, epoch unum.Epoch) (unum.Epoch, error)
+	// DeclareDown ends the life of a node as it was seen: one transaction
+	// raises the epoch, sets down and ends the lease. It returns the raised
+	// epoch. ErrStaleEpoch, and nothing changed, if the record is not as seen
+	// any more: its epoch or incarnation is another, or seen.State is suspect,
+	// the lease had run out, and it runs again. Incarnation 0 is any. To
+	// declare the same life down again is no error.
+	DeclareDown(ctx context.Context, seen unum.NodeInfo) (unum.Epoch, error)
 	// Release gives the index of a node back. The caller knows that no process
 	// of its range lives anywhere. The record must be down or left; ErrExists
 	// otherwise. To release what has no record is no error.

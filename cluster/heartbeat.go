@@ -40,8 +40,14 @@ type HeartbeatConfig struct {
 	// changed, with what Nodes returns. Not after mere changes of load. nil is
 	// allowed.
 	Changed func([]unum.NodeInfo)
-	Detect  detect.Config
-	Log     *slog.Logger // nil discards
+	// Isolated is called with true when no other node is heard and no host of
+	// theirs answers, with false when that has passed or nobody else is left.
+	// The others then see this node as silent too and will soon agree that it
+	// is lost: what must not run twice is to be halted. Called by one
+	// goroutine; it must be quick. nil is allowed.
+	Isolated func(bool)
+	Detect   detect.Config
+	Log      *slog.Logger // nil discards
 }
 
 // Heartbeats tells the other nodes every period that this one lives and how
@@ -54,6 +60,7 @@ type Heartbeats struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	dirty  chan struct{} // capacity 1: Changed is due
+	alone  bool          // what Isolated was told; loop only
 
 	// mu guards the rest. It is never held while calling Store or Link.
 	mu    sync.Mutex
@@ -184,46 +191,51 @@ func (h *Heartbeats) changed() {
 	}
 }
 
-// members takes a new membership and tells the link who is lost and who lives.
+// members takes a new membership. The link is told first who is lost and who
+// lives: who sees a node up can call it.
 func (h *Heartbeats) members(list []unum.NodeInfo) {
 	h.mu.Lock()
 	old := h.rows
-	h.rows = make(map[unum.NodeID]unum.NodeInfo, len(list))
-	var seen []detect.Member
-	for _, n := range list {
-		h.rows[n.ID] = n
-		if living(n) {
-			seen = append(seen, detect.Member{ID: n.ID, Epoch: n.Epoch, Lease: n.State != unum.Suspect})
-		} else {
-			delete(h.loads, n.ID)
-		}
-	}
-	for id := range h.loads {
-		if _, ok := h.rows[id]; !ok {
-			delete(h.loads, id)
-		}
-	}
-	h.det.Members(h.now(), seen)
 	h.mu.Unlock()
-
+	rows := make(map[unum.NodeID]unum.NodeInfo, len(list))
+	var alive []detect.Member
 	for _, n := range list {
-		was, ok := old[n.ID]
-		switch {
-		case n.ID == h.cfg.Node, ok && was.State == n.State && was.Epoch == n.Epoch:
-		case n.State == unum.Down:
-			h.log.Warn("node is down", "node", n.ID, "epoch", n.Epoch)
-			h.cfg.Link.Lost(n.ID, n.Epoch-1)
-		case n.State == unum.Left:
-			h.log.Info("node left", "node", n.ID)
-			h.cfg.Link.Forget(n.ID)
-		case !ok || was.Epoch != n.Epoch || !living(was):
-			h.cfg.Link.Back(n.ID, n.Epoch)
+		rows[n.ID] = n
+		if living(n) {
+			alive = append(alive, detect.Member{ID: n.ID, Epoch: n.Epoch, Lease: n.State != unum.Suspect})
+		}
+		if n.ID != h.cfg.Node {
+			h.tellLink(old[n.ID], n)
 		}
 	}
 	for id := range old {
-		if _, ok := h.rows[id]; !ok && id != h.cfg.Node {
+		if _, ok := rows[id]; !ok && id != h.cfg.Node {
 			h.cfg.Link.Forget(id)
 		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.rows = rows
+	for id := range h.loads {
+		if n, ok := rows[id]; !ok || !living(n) {
+			delete(h.loads, id)
+		}
+	}
+	h.det.Members(h.now(), alive)
+}
+
+// tellLink says what has become of a node; was is empty for a new one.
+func (h *Heartbeats) tellLink(was, n unum.NodeInfo) {
+	switch {
+	case was.State == n.State && was.Epoch == n.Epoch:
+	case n.State == unum.Down:
+		h.log.Warn("node is down", "node", n.ID, "epoch", n.Epoch)
+		h.cfg.Link.Lost(n.ID, n.Epoch-1)
+	case n.State == unum.Left:
+		h.log.Info("node left", "node", n.ID)
+		h.cfg.Link.Forget(n.ID)
+	case was.Epoch != n.Epoch || !living(was):
+		h.cfg.Link.Back(n.ID, n.Epoch)
 	}
 }
 
@@ -249,7 +261,15 @@ func (h *Heartbeats) tick(ctx context.Context) {
 		}
 	}
 	b.Suspects = h.det.Suspects()
+	alone := h.det.Isolated()
 	h.mu.Unlock()
+	if alone != h.alone {
+		h.alone = alone
+		h.log.Warn("isolation", "isolated", alone)
+		if h.cfg.Isolated != nil {
+			h.cfg.Isolated(alone)
+		}
+	}
 
 	if msg, err := msgpack.Marshal(&b); err == nil { // plain data: it does not fail
 		for _, id := range to {
@@ -317,11 +337,14 @@ func (h *Heartbeats) handle(ctx context.Context, e detect.Event) {
 			}
 		})
 	case detect.Lost:
+		h.mu.Lock()
+		seen := h.rows[e.ID]
+		h.mu.Unlock()
 		h.once(e, func() {
 			ctx, stop := context.WithTimeout(ctx, 2*time.Second)
 			defer stop()
 			h.log.Warn("declaring node down", "node", e.ID, "epoch", e.Epoch, "why", e.Why)
-			_, err := h.cfg.Store.DeclareDown(ctx, e.ID, e.Epoch)
+			_, err := h.cfg.Store.DeclareDown(ctx, seen)
 			if err != nil && !errors.Is(err, unum.ErrStaleEpoch) && ctx.Err() != context.Canceled {
 				h.log.Warn("node could not be declared down", "node", e.ID, "err", err)
 			}

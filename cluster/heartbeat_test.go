@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -98,6 +99,7 @@ type member struct {
 	store *mem.Store
 	lease cluster.Lease
 	link  *link
+	alone atomic.Bool
 }
 
 func start(t *testing.T, w *mem.World, n *network, id unum.NodeID) *member {
@@ -106,8 +108,9 @@ func start(t *testing.T, w *mem.World, n *network, id unum.NodeID) *member {
 	m.register(t, id)
 	m.Heartbeats = cluster.NewHeartbeats(cluster.HeartbeatConfig{
 		Node: id, Store: m.store, Link: m.link,
-		Load:   func() unum.Load { return unum.Load{CPUs: float64(len(id)), Guests: int(id[1] - '0')} },
-		Detect: detect.Config{Period: 10 * time.Millisecond},
+		Load:     func() unum.Load { return unum.Load{CPUs: float64(len(id)), Guests: int(id[1] - '0')} },
+		Isolated: m.alone.Store,
+		Detect:   detect.Config{Period: 10 * time.Millisecond},
 	})
 	if err := m.Start(context.Background(), m.lease); err != nil {
 		t.Fatal(err)
@@ -181,6 +184,10 @@ func TestHeartbeats(t *testing.T) {
 	n.isolate("n3", true)
 	eventually(t, "n3 is down", func() bool { return n1.state("n3") == unum.Down && n2.state("n3") == unum.Down })
 	t.Logf("down after %v, with a period of 10 ms", time.Since(began))
+	eventually(t, "n3 knows that it is cut off", n3.alone.Load)
+	if n1.alone.Load() || n2.alone.Load() {
+		t.Error("the others think that they are cut off")
+	}
 	select {
 	case <-n3.lease.Lost():
 	case <-time.After(5 * time.Second):
@@ -199,6 +206,7 @@ func TestHeartbeats(t *testing.T) {
 	for _, m := range []*member{n1, n2} {
 		eventually(t, "n3 is back", func() bool { return m.state("n3") == unum.Up && m.link.noted("back n3:2") })
 	}
+	eventually(t, "n3 knows that it is not cut off", func() bool { return !n3.alone.Load() })
 	time.Sleep(100 * time.Millisecond)
 	if s := n1.state("n3"); s != unum.Up {
 		t.Errorf("back, then %s", s)

@@ -112,20 +112,24 @@ func (t *Table) SetState(id unum.NodeID, epoch unum.Epoch, s unum.NodeState) (Re
 }
 
 // DeclareDown is Store.DeclareDown. changed is false if it was done before.
-func (t *Table) DeclareDown(id unum.NodeID, epoch unum.Epoch) (r Record, changed bool, err error) {
-	r, ok := t.find(id)
+func (t *Table) DeclareDown(seen unum.NodeInfo) (r Record, changed bool, err error) {
+	r, ok := t.find(seen.ID)
 	switch {
 	case !ok:
 		return r, false, unum.ErrNoNode
-	case r.Epoch == epoch+1:
+	case r.Epoch == seen.Epoch+1:
 		return r, false, nil
-	case r.Epoch != epoch:
-		return r, false, fmt.Errorf("%w: %s is in epoch %d, not %d", unum.ErrStaleEpoch, id, r.Epoch, epoch)
+	case r.Epoch != seen.Epoch:
+		return r, false, fmt.Errorf("%w: %s is in epoch %d, not %d", unum.ErrStaleEpoch, r.ID, r.Epoch, seen.Epoch)
+	case seen.Incarnation != 0 && r.Incarnation != seen.Incarnation:
+		return r, false, fmt.Errorf("%w: %s has a new daemon", unum.ErrStaleEpoch, r.ID)
+	case seen.State == unum.Suspect && t.Alive[r.ID]:
+		return r, false, fmt.Errorf("%w: %s has its lease again", unum.ErrStaleEpoch, r.ID)
 	}
 	r.Epoch++
 	r.State = unum.Down
 	t.Rows[r.Index] = r
-	delete(t.Alive, id)
+	delete(t.Alive, r.ID)
 	return r, true, nil
 }
 

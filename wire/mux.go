@@ -50,7 +50,7 @@ func (e *Endpoint) RouteTLS(alpn string, dial func() (net.Conn, error)) {
 		}
 		plain, err := dial()
 		if err != nil {
-			e.log.Warn("no one behind the port", "alpn", alpn, "err", err)
+			e.log.Debug("no one behind the port", "alpn", alpn, "err", err)
 			return
 		}
 		defer plain.Close()

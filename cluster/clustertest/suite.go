@@ -34,6 +34,7 @@ func Run(t *testing.T, make func(t *testing.T) Env) {
 		{"Restart", testRestart},
 		{"States", testStates},
 		{"Down", testDown},
+		{"DownTooLate", testDownTooLate},
 		{"LeaseRunsOut", testLeaseRunsOut},
 		{"NoIndex", testNoIndex},
 		{"FixedIndex", testFixedIndex},
@@ -206,14 +207,16 @@ func testStates(t *testing.T, e *env) {
 	}
 }
 
+func seen(id unum.NodeID, epoch unum.Epoch) unum.NodeInfo { return unum.NodeInfo{ID: id, Epoch: epoch} }
+
 func testDown(t *testing.T, e *env) {
 	e.register(e.n1, reg("n1", 1))
 	l := e.register(e.n2, reg("n2", 1))
 	e.is(e.n2.SetState(e.ctx, "n2", 1, unum.Up), nil)
-	_, err := e.n1.DeclareDown(e.ctx, "n3", 1)
+	_, err := e.n1.DeclareDown(e.ctx, seen("n3", 1))
 	e.is(err, unum.ErrNoNode)
 	for range 2 { // by two observers
-		epoch, err := e.n1.DeclareDown(e.ctx, "n2", 1)
+		epoch, err := e.n1.DeclareDown(e.ctx, seen("n2", 1))
 		if e.is(err, nil); epoch != 2 {
 			t.Errorf("epoch %d, want 2", epoch)
 		}
@@ -231,18 +234,39 @@ func testDown(t *testing.T, e *env) {
 		t.Errorf("back from down: %+v", n)
 	}
 	// Who is late does not hit the new life.
-	if epoch, err := e.n1.DeclareDown(e.ctx, "n2", 1); err != nil || epoch != 2 {
+	if epoch, err := e.n1.DeclareDown(e.ctx, seen("n2", 1)); err != nil || epoch != 2 {
 		t.Errorf("late: %d, %v", epoch, err)
 	}
 	e.held(again)
-	if epoch, err := e.n1.DeclareDown(e.ctx, "n2", 2); err != nil || epoch != 3 {
+	if epoch, err := e.n1.DeclareDown(e.ctx, seen("n2", 2)); err != nil || epoch != 3 {
 		t.Errorf("again: %d, %v", epoch, err)
 	}
-	_, err = e.n1.DeclareDown(e.ctx, "n2", 1)
+	_, err = e.n1.DeclareDown(e.ctx, seen("n2", 1))
 	e.is(err, unum.ErrStaleEpoch)
 	e.is(e.n1.Release(e.ctx, "n2"), nil)
 	if n := e.register(e.n2, reg("n2", 9)).Node(); n.Index != 1 {
 		t.Errorf("after release: %+v", n)
+	}
+}
+
+// Who declares down what has changed since it was seen does no harm.
+func testDownTooLate(t *testing.T, e *env) {
+	e.register(e.n1, reg("n1", 1))
+	e.register(e.n2, reg("n2", 1))
+	was := e.nodes(e.n1)[1]
+	// Its daemon is back.
+	l := e.register(e.n2, reg("n2", 2))
+	_, err := e.n1.DeclareDown(e.ctx, was)
+	e.is(err, unum.ErrStaleEpoch)
+	// Its lease had run out.
+	was = e.nodes(e.n1)[1]
+	was.State = unum.Suspect
+	_, err = e.n1.DeclareDown(e.ctx, was)
+	e.is(err, unum.ErrStaleEpoch)
+	e.held(l)
+	was.State = unum.Up
+	if epoch, err := e.n1.DeclareDown(e.ctx, was); err != nil || epoch != 2 {
+		t.Errorf("as seen: %d, %v", epoch, err)
 	}
 }
 
@@ -284,7 +308,7 @@ func testNoIndex(t *testing.T, e *env) {
 	}
 	_, err := e.n2.Register(e.ctx, reg("more", 1))
 	e.is(err, unum.ErrNoIndex)
-	_, err = e.n2.DeclareDown(e.ctx, "n7", 1)
+	_, err = e.n2.DeclareDown(e.ctx, seen("n7", 1))
 	e.is(err, nil)
 	_, err = e.n2.Register(e.ctx, reg("more", 1))
 	e.is(err, unum.ErrNoIndex) // held back
@@ -371,7 +395,7 @@ func testWatch(t *testing.T, e *env) {
 	e.register(e.n1, reg("n2", 1))
 	e.is(e.n1.SetState(e.ctx, "n1", 1, unum.Up), nil)
 	until("up", func(n []unum.NodeInfo) bool { return len(n) == 2 && n[0].State == unum.Up })
-	if _, err := e.n1.DeclareDown(e.ctx, "n2", 1); err != nil {
+	if _, err := e.n1.DeclareDown(e.ctx, seen("n2", 1)); err != nil {
 		t.Error(err)
 	}
 	until("down", func(n []unum.NodeInfo) bool { return n[1].State == unum.Down && n[1].Epoch == 2 })

@@ -219,6 +219,12 @@ func (d *Detector) Suspects() []Suspicion {
 	return out
 }
 
+// Isolated says whether this node seems to be the one that is cut off: there
+// are others, all are silent, and no host of theirs answers.
+func (d *Detector) Isolated() bool {
+	return len(d.members) > 0 && len(d.Suspects()) == len(d.members)
+}
+
 // Suspected says whether a node is suspected here.
 func (d *Detector) Suspected(id unum.NodeID) bool {
 	m := d.members[id]

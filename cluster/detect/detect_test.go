@@ -26,6 +26,7 @@ var update = flag.Bool("update", false, "rewrite the transcripts in testdata")
 //	TIME tick
 //	TIME run TIME [NODE …]   ticks to there, each with heartbeats of these nodes
 //	TIME suspects
+//	TIME isolated
 func TestTranscripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -102,6 +103,8 @@ func play(t *testing.T, in string) string {
 			}
 		case "suspects":
 			fmt.Fprintf(&out, "    %v\n", d.Suspects())
+		case "isolated":
+			fmt.Fprintf(&out, "    %v\n", d.Isolated())
 		default:
 			t.Fatalf("%q?", line)
 		}

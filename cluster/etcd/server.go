@@ -13,6 +13,8 @@ import (
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.uber.org/zap"
 
+	"google.golang.org/grpc"
+
 	"unum"
 )
 
@@ -28,10 +30,40 @@ const (
 func (c Config) PeerSocket() string   { return filepath.Join(c.Sockets, peerSocket) }
 func (c Config) ClientSocket() string { return filepath.Join(c.Sockets, clientSocket) }
 
+// server is a running voter.
+type server struct {
+	*embed.Etcd
+
+	mu      sync.Mutex
+	stopped bool
+	grpc    []*grpc.Server
+}
+
+// serves notes a server of etcd's, which it starts when it is ready.
+func (s *server) serves(g *grpc.Server) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.grpc = append(s.grpc, g); s.stopped {
+		g.Stop()
+	}
+}
+
+// stop ends the voter. Its clients are cut off first: etcd would wait up to
+// five seconds for their streams.
+func (s *server) stop() {
+	s.mu.Lock()
+	s.stopped = true
+	for _, g := range s.grpc {
+		g.Stop()
+	}
+	s.mu.Unlock()
+	s.Close()
+}
+
 var segmentOnce sync.Once
 
 // startServer starts the embedded voter and waits until it leads.
-func startServer(ctx context.Context, c Config) (*embed.Etcd, error) {
+func startServer(ctx context.Context, c Config) (*server, error) {
 	for _, d := range []string{c.Dir, c.Sockets} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, err
@@ -68,8 +100,10 @@ func startServer(ctx context.Context, c Config) (*embed.Etcd, error) {
 		segmentOnce.Do(func() { wal.SegmentSizeBytes = 4 << 20 })
 	}
 	e.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(&slogCore{log: c.Log}))
-	s, err := embed.StartEtcd(e)
-	if err != nil {
+	s := &server{}
+	e.ServiceRegister = s.serves
+	var err error
+	if s.Etcd, err = embed.StartEtcd(e); err != nil {
 		return nil, err
 	}
 	select {
@@ -81,7 +115,7 @@ func startServer(ctx context.Context, c Config) (*embed.Etcd, error) {
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
-	s.Close()
+	s.stop()
 	return nil, err
 }
 

@@ -27,7 +27,6 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
@@ -76,7 +75,7 @@ type Config struct {
 // Store implements cluster.Store.
 type Store struct {
 	cfg    Config
-	server *embed.Etcd // nil for clients
+	server *server // nil for clients
 	cl     *clientv3.Client
 	ctx    context.Context // of watches and renewals
 	cancel context.CancelFunc
@@ -141,7 +140,7 @@ func (s *Store) Close() error {
 	s.wg.close()
 	err := s.cl.Close()
 	if s.server != nil {
-		s.server.Close()
+		s.server.stop()
 	}
 	if errors.Is(err, context.Canceled) {
 		err = nil
@@ -306,19 +305,19 @@ func (s *Store) SetState(ctx context.Context, id unum.NodeID, epoch unum.Epoch, 
 }
 
 // DeclareDown implements cluster.Store.
-func (s *Store) DeclareDown(ctx context.Context, id unum.NodeID, epoch unum.Epoch) (unum.Epoch, error) {
+func (s *Store) DeclareDown(ctx context.Context, seen unum.NodeInfo) (unum.Epoch, error) {
 	ctx, done := s.bound(ctx)
 	defer done()
 	var now unum.Epoch
 	err := s.update(ctx, func(t *cluster.Table) ([]clientv3.Op, error) {
-		r, changed, err := t.DeclareDown(id, epoch)
+		r, changed, err := t.DeclareDown(seen)
 		if now = r.Epoch; err != nil || !changed {
 			return nil, err
 		}
 		put, err := putRow(r)
-		return []clientv3.Op{put, clientv3.OpDelete(alivePrefix + string(id))}, err
+		return []clientv3.Op{put, clientv3.OpDelete(alivePrefix + string(seen.ID))}, err
 	})
-	return now, s.fail("declare down", id, err)
+	return now, s.fail("declare down", seen.ID, err)
 }
 
 // Release implements cluster.Store.

@@ -183,16 +183,16 @@ func (s *Store) SetState(ctx context.Context, id unum.NodeID, epoch unum.Epoch, 
 }
 
 // DeclareDown implements cluster.Store.
-func (s *Store) DeclareDown(ctx context.Context, id unum.NodeID, epoch unum.Epoch) (unum.Epoch, error) {
+func (s *Store) DeclareDown(ctx context.Context, seen unum.NodeInfo) (unum.Epoch, error) {
 	if err := s.begin(ctx); err != nil {
-		return 0, failed("declare down", id, err)
+		return 0, failed("declare down", seen.ID, err)
 	}
 	defer s.w.mu.Unlock()
-	r, changed, err := s.w.table.DeclareDown(id, epoch)
+	r, changed, err := s.w.table.DeclareDown(seen)
 	if changed {
 		s.w.changed()
 	}
-	return r.Epoch, failed("declare down", id, err)
+	return r.Epoch, failed("declare down", seen.ID, err)
 }
 
 // Release implements cluster.Store.
