@@ -91,7 +91,7 @@ type Kinds struct {
 // New registers the calls of the room with cfg.Env. Close ends it.
 func New(cfg Config) *Kinds {
 	k := &Kinds{cfg: cfg, env: cfg.Env, log: cfg.Env.Log, home: home{
-		stateDir: cfg.Env.StateDir, keeper: cfg.Env.Keeper, files: map[Key]*served{}, added: make(chan struct{}),
+		stateDir: cfg.Env.StateDir, keeper: cfg.Env.Keeper, files: map[Key]*served{}, left: map[Key]bool{}, added: make(chan struct{}),
 	}}
 	if k.log == nil {
 		k.log = slog.New(slog.DiscardHandler)
@@ -101,6 +101,9 @@ func New(cfg Config) *Kinds {
 	}
 	k.home.log = k.log
 	k.ctx, k.stop = context.WithCancel(context.Background())
+	for _, key := range journals(k.env.StateDir) {
+		k.home.left[key] = true
+	}
 	k.survivors()
 	k.env.Handle(methodOp, k.home.handle)
 	k.env.Handle(methodGone, k.gone)
@@ -135,14 +138,12 @@ func (k *Kinds) Close() error {
 func (k *Kinds) Resumed() {
 	k.home.mu.Lock()
 	defer k.home.mu.Unlock()
-	k.home.resumed = true
+	for key := range k.home.left {
+		os.Remove(journalPath(k.env.StateDir, key))
+	}
+	clear(k.home.left)
 	close(k.home.added)
 	k.home.added = make(chan struct{})
-	for _, key := range journals(k.env.StateDir) {
-		if k.home.files[key] == nil {
-			os.Remove(journalPath(k.env.StateDir, key))
-		}
-	}
 }
 
 func (k *Kinds) background(fn func(ctx context.Context)) {

@@ -20,10 +20,10 @@ type home struct {
 	keeper   carry.Keeper
 	log      *slog.Logger
 
-	mu      sync.Mutex
-	files   map[Key]*served
-	added   chan struct{} // closed and replaced when one is added
-	resumed bool          // no more of a predecessor's will be added
+	mu    sync.Mutex
+	files map[Key]*served
+	left  map[Key]bool  // served by a predecessor, and not yet resumed
+	added chan struct{} // closed and replaced when left has changed
 }
 
 // served is one carried description at home.
@@ -106,8 +106,11 @@ func (h *home) add(key Key, guest unum.NodeID, file *os.File, isStream, resume b
 		}
 	}
 	h.files[key] = s
-	close(h.added)
-	h.added = make(chan struct{})
+	if h.left[key] {
+		delete(h.left, key)
+		close(h.added)
+		h.added = make(chan struct{})
+	}
 	return s, nil
 }
 
@@ -183,13 +186,10 @@ func (h *home) release(s *served, keep bool) {
 func (h *home) await(ctx context.Context, key Key) (*served, error) {
 	for {
 		h.mu.Lock()
-		s, added, resumed := h.files[key], h.added, h.resumed
+		s, left, added := h.files[key], h.left[key], h.added
 		h.mu.Unlock()
-		if s != nil || resumed {
+		if !left {
 			return s, nil
-		}
-		if _, err := os.Stat(journalPath(h.stateDir, key)); err != nil {
-			return nil, nil
 		}
 		select {
 		case <-added:

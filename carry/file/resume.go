@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -124,7 +125,7 @@ func (h *home) restore(s *served) error {
 
 // survivors goes on serving what children of ended bodies use.
 func (k *Kinds) survivors() {
-	for _, key := range journals(k.env.StateDir) {
+	for key := range maps.Clone(k.home.left) {
 		j, err := openJournal(k.env.StateDir, key)
 		if err != nil {
 			k.log.Warn("journal of a carried file", "file", key.String(), "err", err)

@@ -20,7 +20,7 @@ func homeOf(t *testing.T, dir string, keep carry.Keeper) *Kinds {
 	t.Helper()
 	k := New(Config{Env: &carry.Env{
 		Node: "n1", StateDir: dir, Keeper: keep, Handle: func(string, unum.Handler) {}, Accept: func(string, unum.Acceptor) {},
-		Peer: func(unum.NodeID) (unum.Peer, error) { return nil, unum.ErrNoNode },
+		Peer: func(unum.NodeID) (unum.Peer, error) { return nil, unum.ErrLinkLost },
 	}})
 	t.Cleanup(func() { k.stop() })
 	return k
