@@ -67,6 +67,16 @@ func (d *Daemon) join(ctx context.Context) error {
 	}
 	m.lease = lease
 	m.epoch.Store(uint64(lease.Node().Epoch))
+	// What a daemon before this one left may be on any node.
+	nodes, err := m.store.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, n := range nodes {
+		m.addrs[n.ID] = n.Addr
+	}
 	return nil
 }
 
