@@ -2,6 +2,11 @@ module unum
 
 go 1.26.0
 
+// Initialised before all others; see there.
+require first v0.0.0
+
+replace first => ./first
+
 require (
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/cenkalti/backoff/v5 v5.0.3 // indirect

@@ -368,6 +368,26 @@ func TestVersionRefused(t *testing.T) {
 	}
 }
 
+// The question of package first, as it writes it.
+func TestFirst(t *testing.T) {
+	r, ctx := newRig(t), testContext(t)
+	for node, want := range map[string]string{"n2": "\xa2Op\xa2ok", "n9": "\xa2Op\xa5error"} {
+		c, err := r.dial(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		m := "\x83\xa2Op\xa4node\xa5Proto\x01\xa4Body\xa2" + node
+		if _, err := c.uc.Write(append([]byte{0, 0, 0, byte(len(m))}, m...)); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 512)
+		if n, err := c.uc.Read(b); err != nil || !bytes.Contains(b[:n], []byte(want)) {
+			t.Errorf("%s: %q, %v", node, b[:n], err)
+		}
+	}
+}
+
 func TestNoLeaks(t *testing.T) {
 	r, ctx := newRig(t), testContext(t)
 	count := func() int { d, _ := os.ReadDir("/proc/self/fd"); return len(d) }

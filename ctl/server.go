@@ -152,6 +152,12 @@ func (s *Server) answer(c *conn, m *message, files []*os.File) error {
 	case "nodes":
 		v, err := b.Nodes(ctx, caller)
 		return reply(c, v, err)
+	case "node": // as package first writes it
+		req, err := request[unum.NodeID](m)
+		if err != nil {
+			return err
+		}
+		return reply(c, nil, b.CheckNode(ctx, req))
 	case "ps":
 		v, err := b.Ps(ctx, caller)
 		return reply(c, v, err)

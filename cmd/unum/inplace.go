@@ -6,117 +6,59 @@ import (
 	"os"
 	"os/exec"
 	"os/user"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 
+	"first"
+
 	"unum"
-	"unum/ctl"
 )
 
-// runOptions are the flags of `unum run`.
+// runOptions are the flags of `unum run`. Those of Options alone, inside a
+// world, have been dealt with by package first, unless they failed.
 type runOptions struct {
-	node   string
+	first.Options
 	detach bool
 	user   string
-	dir    string
-	env    []string
-	argv   []string
-}
-
-// runInPlaceFast handles the plain `unum run` inside a world before anything
-// of the command line library is touched: it is on the way of every job of a
-// script. It returns if there is anything it does not handle.
-func runInPlaceFast(args []string) {
-	if len(args) < 2 || args[0] != "run" || os.Getenv("UNUM_CLUSTER") != "" || !ctl.Inside() {
-		return
-	}
-	o, ok := parseRun(args[1:])
-	if !ok {
-		return
-	}
-	os.Exit(fail(runInPlace(context.Background(), o)))
-}
-
-// parseRun understands -n, -w, -e and their long names as pflag does. ok is
-// false if there is anything else.
-func parseRun(args []string) (o runOptions, ok bool) {
-	for len(args) > 0 {
-		a := args[0]
-		if a == "--" {
-			args = args[1:]
-			break
-		}
-		if len(a) < 2 || a[0] != '-' {
-			break
-		}
-		var name, val string
-		hasVal := false
-		if strings.HasPrefix(a, "--") {
-			name, val, hasVal = strings.Cut(a[2:], "=")
-		} else {
-			name, val, hasVal = a[1:2], strings.TrimPrefix(a[2:], "="), len(a) > 2
-		}
-		args = args[1:]
-		if !hasVal {
-			if len(args) == 0 {
-				return o, false
-			}
-			val, args = args[0], args[1:]
-		}
-		switch name {
-		case "n", "node":
-			o.node = val
-		case "w", "workdir":
-			o.dir = val
-		case "e", "env":
-			o.env = append(o.env, val)
-		default:
-			return o, false
-		}
-	}
-	o.argv = args
-	return o, len(args) > 0
 }
 
 // runInPlace becomes the command: the exec carries UNUM_NODE, and the world
 // places it. It returns only with an error.
 func runInPlace(ctx context.Context, o runOptions) error {
-	if err := checkNode(ctx, o.node); err != nil {
+	if err := checkNode(ctx, o.Node); err != nil {
 		return err
 	}
-	env := commandEnv(os.Environ(), o)
+	env := first.Env(os.Environ(), o.Options)
 	if o.user != "" {
 		var err error
 		if env, err = becomeUser(o.user, env); err != nil {
 			return err
 		}
 	}
-	if o.dir != "" {
-		if err := os.Chdir(o.dir); err != nil {
+	if o.Dir != "" {
+		if err := os.Chdir(o.Dir); err != nil {
 			return err
 		}
 	}
-	path, err := lookPath(o.argv[0], env)
+	path, err := lookPath(o.Argv[0], env)
 	if err != nil {
 		return err
 	}
-	err = syscall.Exec(path, o.argv, env)
+	err = syscall.Exec(path, o.Argv, env)
 	if err == syscall.ENOEXEC {
 		// No #! line: as a shell would.
-		err = syscall.Exec("/bin/sh", append([]string{"sh", path}, o.argv[1:]...), env)
+		err = syscall.Exec("/bin/sh", append([]string{"sh", path}, o.Argv[1:]...), env)
 	}
-	if e := commandError(o.argv[0], err); e != err {
+	if e := commandError(o.Argv[0], err); e != err {
 		return e
 	}
-	return fmt.Errorf("%s: %w", o.argv[0], err)
+	return fmt.Errorf("%s: %w", o.Argv[0], err)
 }
 
 // checkNode refuses a node that cannot take anything. Any daemon knows.
 func checkNode(ctx context.Context, node string) error {
-	switch node {
-	case "", "here", "elsewhere", "auto":
+	if !first.Named(node) {
 		return nil
 	}
 	cl, err := dial()
@@ -138,31 +80,6 @@ func checkNode(ctx context.Context, node string) error {
 		names = append(names, string(n.ID))
 	}
 	return fmt.Errorf("run on %s: %w (there are: %s)", node, unum.ErrNoNode, strings.Join(names, ", "))
-}
-
-// commandEnv is the environment of a command: the caller's, what -e says, and
-// where it may run.
-func commandEnv(env []string, o runOptions) []string {
-	node := o.node
-	if node == "" {
-		node = "auto"
-	}
-	env = setenv(env, "UNUM_NODE", node)
-	for _, e := range o.env {
-		key, val, ok := strings.Cut(e, "=")
-		if !ok { // as docker: from the caller's
-			if val, ok = os.LookupEnv(key); !ok {
-				continue
-			}
-		}
-		env = setenv(env, key, val)
-	}
-	return env
-}
-
-func setenv(env []string, key, val string) []string {
-	env = slices.DeleteFunc(slices.Clone(env), func(e string) bool { return strings.HasPrefix(e, key+"=") })
-	return append(env, key+"="+val)
 }
 
 // lookPath searches the PATH of env, and says by its exit code whether the
@@ -224,7 +141,7 @@ func becomeUser(who string, env []string) ([]string, error) {
 			return nil, fmt.Errorf("become %s: %w", who, step)
 		}
 	}
-	env = setenv(env, "USER", u.Username)
-	env = setenv(env, "LOGNAME", u.Username)
-	return setenv(env, "HOME", u.HomeDir), nil
+	env = first.Setenv(env, "USER", u.Username)
+	env = first.Setenv(env, "LOGNAME", u.Username)
+	return first.Setenv(env, "HOME", u.HomeDir), nil
 }

@@ -16,6 +16,5 @@ func main() {
 	if code, done := helper(args); done {
 		os.Exit(code)
 	}
-	runInPlaceFast(args)
 	os.Exit(execute(args))
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"first"
+
 	"unum"
 	"unum/ctl"
 	"unum/doctor"
@@ -135,7 +137,7 @@ func runPlay(ctx context.Context, c play.Config, argv []string) (err error) {
 	if len(argv) == 0 {
 		argv = []string{shell()}
 	}
-	o := runOptions{argv: argv, node: os.Getenv("UNUM_NODE")}
+	o := runOptions{Options: first.Options{Argv: argv, Node: os.Getenv("UNUM_NODE")}}
 	req, err := request(o, false)
 	if err != nil {
 		return err

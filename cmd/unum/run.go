@@ -13,6 +13,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"first"
+
 	"unum/ctl"
 )
 
@@ -42,7 +44,7 @@ be executed, 127 if it is not found.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o.argv = args
+			o.Argv = args
 			return run(cmd.Context(), o)
 		},
 	}
@@ -51,11 +53,11 @@ be executed, 127 if it is not found.`,
 	}
 	f := cmd.Flags()
 	f.SetInterspersed(false)
-	f.StringVarP(&o.node, "node", "n", "", "where: a node, here, elsewhere or auto (default auto)")
+	f.StringVarP(&o.Node, "node", "n", "", "where: a node, here, elsewhere or auto (default auto)")
 	f.BoolVarP(&o.detach, "detach", "d", false, "do not wait; print the PID")
 	f.StringVarP(&o.user, "user", "u", "", "run as this user[:group] (root only)")
-	f.StringVarP(&o.dir, "workdir", "w", "", "working directory")
-	f.StringArrayVarP(&o.env, "env", "e", nil, "set a variable: K=V, or K for the caller's value")
+	f.StringVarP(&o.Dir, "workdir", "w", "", "working directory")
+	f.StringArrayVarP(&o.Env, "env", "e", nil, "set a variable: K=V, or K for the caller's value")
 	cmd.RegisterFlagCompletionFunc("node", completeNodes)
 	return cmd
 }
@@ -69,15 +71,15 @@ func shCommand() *cobra.Command {
   unum sh -n n2                       everything from this shell runs on n2`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o.argv = []string{shell()}
+			o.Argv = []string{shell()}
 			return run(cmd.Context(), o)
 		},
 	}
 	f := cmd.Flags()
-	f.StringVarP(&o.node, "node", "n", "", "where: a node, here, elsewhere or auto (default auto)")
+	f.StringVarP(&o.Node, "node", "n", "", "where: a node, here, elsewhere or auto (default auto)")
 	f.StringVarP(&o.user, "user", "u", "", "run as this user[:group] (root only)")
-	f.StringVarP(&o.dir, "workdir", "w", "", "working directory")
-	f.StringArrayVarP(&o.env, "env", "e", nil, "set a variable: K=V, or K for the caller's value")
+	f.StringVarP(&o.Dir, "workdir", "w", "", "working directory")
+	f.StringArrayVarP(&o.Env, "env", "e", nil, "set a variable: K=V, or K for the caller's value")
 	cmd.RegisterFlagCompletionFunc("node", completeNodes)
 	return cmd
 }
@@ -143,8 +145,8 @@ func request(o runOptions, inside bool) (*ctl.RunRequest, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.dir != "" {
-		if dir, err = filepath.Abs(o.dir); err != nil {
+	if o.Dir != "" {
+		if dir, err = filepath.Abs(o.Dir); err != nil {
 			return nil, err
 		}
 	}
@@ -154,7 +156,7 @@ func request(o runOptions, inside bool) (*ctl.RunRequest, error) {
 		env = addPath(env)
 	}
 	r := &ctl.RunRequest{
-		Argv: o.argv, Env: commandEnv(env, o), Dir: dir, Node: o.node, User: o.user, Detach: o.detach,
+		Argv: o.Argv, Env: first.Env(env, o.Options), Dir: dir, Node: o.Node, User: o.user, Detach: o.detach,
 	}
 	old := unix.Umask(0)
 	unix.Umask(old)
@@ -184,5 +186,5 @@ func addPath(env []string) []string {
 	if slices.Contains(strings.Split(path, ":"), binDir) {
 		return env
 	}
-	return setenv(env, "PATH", binDir+":"+path)
+	return first.Setenv(env, "PATH", binDir+":"+path)
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"first"
+
 	"unum"
 )
 
@@ -24,24 +26,24 @@ func TestParseRun(t *testing.T) {
 		"-d true", "-u root true", "--json true", "-n", "", "--", "-h", "-", "- x",
 	} {
 		args := strings.Fields(line)
-		got, ok := parseRun(args)
+		got, ok := first.Parse(args)
 
-		var want runOptions
+		var want first.Options
 		cmd := &cobra.Command{}
 		*cmd = *runCommand()
 		err := cmd.ParseFlags(args)
-		want.argv = cmd.Flags().Args()
-		want.node, _ = cmd.Flags().GetString("node")
-		want.dir, _ = cmd.Flags().GetString("workdir")
-		want.env, _ = cmd.Flags().GetStringArray("env")
-		if len(want.env) == 0 {
-			want.env = nil
+		want.Argv = cmd.Flags().Args()
+		want.Node, _ = cmd.Flags().GetString("node")
+		want.Dir, _ = cmd.Flags().GetString("workdir")
+		want.Env, _ = cmd.Flags().GetStringArray("env")
+		if len(want.Env) == 0 {
+			want.Env = nil
 		}
 		detach, _ := cmd.Flags().GetBool("detach")
 		user, _ := cmd.Flags().GetString("user")
 		switch {
 		case !ok:
-			if err == nil && len(want.argv) > 0 && !detach && user == "" {
+			if err == nil && len(want.Argv) > 0 && !detach && user == "" {
 				t.Errorf("%q: left to the library for no reason", line)
 			}
 		case err != nil || detach || user != "":
@@ -52,14 +54,14 @@ func TestParseRun(t *testing.T) {
 	}
 }
 
-func TestCommandEnv(t *testing.T) {
+func TestEnv(t *testing.T) {
 	t.Setenv("HERE", "yes")
-	got := commandEnv([]string{"A=1", "UNUM_NODE=n9", "B=2"}, runOptions{node: "n2", env: []string{"A=3", "HERE", "NOT_THERE"}})
+	got := first.Env([]string{"A=1", "UNUM_NODE=n9", "B=2"}, first.Options{Node: "n2", Env: []string{"A=3", "HERE", "NOT_THERE"}})
 	want := []string{"B=2", "UNUM_NODE=n2", "A=3", "HERE=yes"}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
-	if got := commandEnv(nil, runOptions{}); !reflect.DeepEqual(got, []string{"UNUM_NODE=auto"}) {
+	if got := first.Env(nil, first.Options{}); !reflect.DeepEqual(got, []string{"UNUM_NODE=auto"}) {
 		t.Errorf("%q", got)
 	}
 }
