@@ -40,7 +40,7 @@ func init() {
 		return
 	}
 	// If it fails, everything is tried again and the failure told by package main.
-	syscall.Exec(path, o.Argv, env)
+	Exec(path, o.Argv, env)
 }
 
 // Options are what Parse understands of the flags of `unum run`.

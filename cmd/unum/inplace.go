@@ -45,10 +45,10 @@ func runInPlace(ctx context.Context, o runOptions) error {
 	if err != nil {
 		return err
 	}
-	err = syscall.Exec(path, o.Argv, env)
+	err = first.Exec(path, o.Argv, env)
 	if err == syscall.ENOEXEC {
 		// No #! line: as a shell would.
-		err = syscall.Exec("/bin/sh", append([]string{"sh", path}, o.Argv[1:]...), env)
+		err = first.Exec("/bin/sh", append([]string{"sh", path}, o.Argv[1:]...), env)
 	}
 	if e := commandError(o.Argv[0], err); e != err {
 		return e
