@@ -192,7 +192,7 @@ func (d *Daemon) listen() error {
 	d.members = newMembers(d)
 	d.wire, err = wire.New(wire.Config{
 		Node: d.cfg.Node, Incarnation: d.inc, Cert: cert, CA: ca,
-		Protocol: "unum/1", Version: unum.Version,
+		Protocol: "unum/1", Version: unum.Version, Hold: true,
 		Lookup: d.members.Lookup, Epoch: d.members.Epoch, Log: d.log,
 	})
 	if err != nil {

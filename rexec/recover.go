@@ -29,11 +29,11 @@ func (s *Service) Recover(ctx context.Context) error {
 	return s.Runs.recover()
 }
 
-// isStub says whether a process executes the stub. /proc shows the link of
-// every stub alike: the memfd's name.
+// isStub says whether a process executes the stub: /proc shows its memfd's
+// name, that of deputies or that of pid 1 and what was forked from it.
 func isStub(host int) bool {
 	link, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", host))
-	return err == nil && strings.HasPrefix(link, "/memfd:"+StubName+" ")
+	return err == nil && (strings.HasPrefix(link, "/memfd:"+StubName+" ") || strings.HasPrefix(link, "/memfd:unum-world "))
 }
 
 // recover resumes the deputies. A record whose process is no stub is of a
