@@ -42,6 +42,8 @@ const (
 // one with a descriptor of the mount's root, opens the file: that saves a
 // round trip.
 type Registration struct {
+	_msgpack struct{} `msgpack:",as_array"`
+
 	Key    Key
 	Home   string
 	Stream bool // a pipe, not a seekable file
