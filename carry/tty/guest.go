@@ -145,10 +145,13 @@ func (e *End) Slave() (*os.File, error) {
 	return f, wrap("carry", "", e.pl.Pid, "terminal", err)
 }
 
-// SetAgent names the session's agent, once it has its controlling terminal.
+// SetAgent names the session's agent, once it has its controlling terminal and
+// before a body runs.
 func (e *End) SetAgent(a Agent) {
+	pgrp := 0
+	e.l.control(func(fd int) { pgrp, _ = sys.TtyForeground(fd) })
 	e.l.mu.Lock()
-	e.l.agent = a
+	e.l.agent, e.l.nobody = a, pgrp
 	e.l.mu.Unlock()
 }
 
@@ -172,8 +175,13 @@ func (e *End) GroupReady(ctx context.Context) error {
 // Local is the slave.
 func (e *End) Local() carry.Local { return carry.Local{File: e.file} }
 
-// Started has nothing to do; Close follows if ok is false.
-func (e *End) Started(bool) {}
+// Started says that the body runs. If it leads its group, the group did not
+// exist when GroupReady was called.
+func (e *End) Started(ok bool) {
+	if ok && e.fg {
+		e.l.confirm()
+	}
+}
 
 // Flush returns when home's terminal has all output, and all input that was not
 // read is back in home's queue.
@@ -216,6 +224,7 @@ type Line struct {
 	slave    *os.File // our own, while ends is not empty
 	ends     map[*End]struct{}
 	agent    Agent
+	nobody   int   // the agent's own group, as this daemon numbers it
 	modes    Modes // as agreed with home
 	size     Size
 	raw      bool     // the modes are not canonical, and a body made them so
@@ -381,6 +390,24 @@ func (l *Line) setForeground(ctx context.Context, pgid unum.Pid) error {
 		h.kick()
 	}
 	return err
+}
+
+// confirm sets the foreground group again, if the agent's own is there because
+// home's did not exist.
+func (l *Line) confirm() {
+	l.mu.Lock()
+	fg, nobody := l.fg, l.nobody
+	l.mu.Unlock()
+	now := 0
+	l.control(func(fd int) { now, _ = sys.TtyForeground(fd) })
+	if fg == 0 || now == 0 || now != nobody {
+		return
+	}
+	ctx, cancel := context.WithTimeout(l.ctx, agentTime)
+	defer cancel()
+	if err := l.setForeground(ctx, fg); err != nil {
+		l.k.log.Warn("cannot set a foreground group", "pgid", fg, "err", err)
+	}
 }
 
 // hangUp closes the pty: its readers get an end of file, writers EIO, and the

@@ -3,7 +3,6 @@ package tty
 import (
 	"bytes"
 	"context"
-	"errors"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -189,6 +188,7 @@ func (l *Line) handle(m message) {
 		l.mu.Unlock()
 		l.checkIdle()
 	case opSync:
+		l.confirm()
 		l.link.send(l.ctx, message{Op: opSynced, N: m.N})
 	}
 }
@@ -452,6 +452,9 @@ func (l *Line) flush(ctx context.Context, e *End) error {
 		l.mu.Lock()
 		done, ackc := drained && l.sent <= l.written, l.ackc
 		l.mu.Unlock()
+		if l.ctx.Err() != nil {
+			return nil // hung up: nobody is left to see it
+		}
 		if done {
 			break
 		}
@@ -496,14 +499,12 @@ func (l *Line) flush(ctx context.Context, e *End) error {
 	return err
 }
 
-var errHungUp = errors.New("the terminal has hung up")
-
 func (l *Line) await(ctx context.Context, c <-chan struct{}) error {
 	select {
 	case <-c:
 		return nil
 	case <-l.ctx.Done():
-		return nil // hung up: there is nothing left to wait for
+		return nil // hung up
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -142,6 +142,9 @@ func (hs *Homes) Sync(ctx context.Context, pl carry.Placement) error {
 func (hs *Homes) Foreground(pl carry.Placement) bool {
 	for _, h := range hs.of(func(k homeKey) bool { return k.sid == pl.Sid && k.guest == pl.Guest }) {
 		if h.foregroundOf(pl.ID) {
+			h.mu.Lock()
+			h.dirty = true
+			h.mu.Unlock()
 			return true
 		}
 	}

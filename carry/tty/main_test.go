@@ -188,7 +188,7 @@ func deputyMain() {
 // agentMain is the session leader at the guest. Descriptor 3 is its line to
 // the test.
 func agentMain() {
-	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP)
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP)
 	f := os.NewFile(3, "line")
 	fc, err := net.FileConn(f)
 	must(err)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,6 +31,7 @@ type rig struct {
 	dir   string
 	net   *network
 	kinds map[unum.NodeID]*Kind
+	early bool // GroupReady comes before the group's leader
 	ln    *net.UnixListener
 	wg    sync.WaitGroup
 	fails chan error
@@ -155,6 +157,7 @@ func (r *rig) close() {
 	case <-done:
 	case <-time.After(5 * time.Second):
 		r.t.Error("placements did not end")
+		r.stacks()
 	}
 	for _, a := range r.agents {
 		a.close()
@@ -262,8 +265,8 @@ func (a *agent) SetForeground(_ context.Context, pgid unum.Pid) error {
 	a.r.mu.Lock()
 	pg := a.r.groups[groupKey{a.node, pgid}]
 	a.r.mu.Unlock()
-	if pgid != 0 && pg == 0 {
-		return unix.ESRCH
+	if pg != 0 && unix.Kill(-pg, 0) != nil {
+		pg = 0 // no such group: the agent's own
 	}
 	_, err := a.ask(note{What: "fg", Pgid: pg})
 	return err
@@ -390,6 +393,11 @@ func (r *rig) place(c *net.UnixConn) error {
 		start.Pgid = 0
 	}
 	r.mu.Unlock()
+	if send != nil && r.early {
+		if err := send.GroupReady(ctx); err != nil {
+			return err
+		}
+	}
 	rep, err := a.ask(start, fds...)
 	if err != nil {
 		return err
@@ -401,7 +409,7 @@ func (r *rig) place(c *net.UnixConn) error {
 		r.groups[groupKey{guest, pl.Pgid}] = b.pid
 	}
 	r.mu.Unlock()
-	if send != nil {
+	if send != nil && !r.early {
 		if err := send.GroupReady(ctx); err != nil {
 			return err
 		}
@@ -411,6 +419,9 @@ func (r *rig) place(c *net.UnixConn) error {
 	}
 	if _, err := a.ask(note{What: "go", Pid: b.pid}); err != nil {
 		return err
+	}
+	for _, e := range ends {
+		e.Started(true)
 	}
 	started()
 	for _, f := range files {
@@ -626,8 +637,14 @@ func (s *shell) run(line string) string {
 	return strings.TrimSuffix(out, "$ ")
 }
 
+func (r *rig) stacks() {
+	b := make([]byte, 1<<20)
+	r.t.Logf("%s", b[:runtime.Stack(b, true)])
+}
+
 // dump logs where input is stuck.
 func (r *rig) dump() {
+	defer r.stacks()
 	for n, k := range r.kinds {
 		for _, h := range k.Homes.of(func(homeKey) bool { return true }) {
 			fg := h.foreground()

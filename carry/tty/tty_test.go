@@ -38,7 +38,11 @@ func TestCanonicalLines(t *testing.T) {
 // both runs a test in bash and in dash.
 func both(t *testing.T, fn func(t *testing.T, s *shell)) {
 	t.Run("bash", func(t *testing.T) { fn(t, newRig(t).bash()) })
-	t.Run("dash", func(t *testing.T) { fn(t, newRig(t).dash()) })
+	t.Run("dash", func(t *testing.T) {
+		r := newRig(t)
+		r.early = true
+		fn(t, r.dash())
+	})
 }
 
 func TestInterrupt(t *testing.T) {
@@ -99,9 +103,10 @@ func TestInterruptOnce(t *testing.T) {
 	s := newRig(t).bash()
 	prog := `n=0; trap "n=\$((n+1))" INT; echo up $0 >&2; i=0; while [ $i -lt 40 ]; do sleep 0.05; i=$((i+1)); done; echo $0 $n >&2`
 	s.send("placed sh -c '" + prog + "' A | placed sh -c '" + prog + "' B\n")
+	s.expect("' B\r\n")
 	s.expect("up ")
 	s.expect("up ")
-	time.Sleep(100 * time.Millisecond)
+	time.Sleep(50 * time.Millisecond)
 	s.send("\x03")
 	time.Sleep(300 * time.Millisecond)
 	s.send("\x03")

@@ -38,6 +38,7 @@ func (l *Line) wish() {
 		l.tell(wantAll)
 	case !all && l.want == wantAll:
 		l.tell(wantNothing)
+		poke(l.watchc)
 	}
 }
 
@@ -105,8 +106,8 @@ const (
 	lastLook  = 50 * time.Millisecond
 )
 
-// readerWaits says whether a task of the foreground group (of any group, if
-// this is nobody's controlling terminal) is blocked reading the terminal or
+// readerWaits says whether a task of the foreground group (any task, if this is
+// nobody's controlling terminal) is blocked reading the terminal or
 // polling it for input.
 func (l *Line) readerWaits() bool {
 	if l.k.cfg.WorldPids == nil {
@@ -117,14 +118,14 @@ func (l *Line) readerWaits() bool {
 		pgrp, _ = sys.TtyForeground(fd)
 		number, _ = unix.IoctlGetInt(fd, unix.TIOCGPTN)
 	})
-	if number < 0 || l.ctty && pgrp == 0 {
+	if number < 0 {
 		return false
 	}
 	dev := uint32(unix.Mkdev(majPts, uint32(number)))
 	s := seeker{dev: dev}
 	waits := func(pid int) bool {
 		j, err := sys.ReadJob(pid, s.buf[:])
-		if err != nil || l.ctty && (j.Pgrp != pgrp || j.TTY != dev) || j.State == 'T' || j.State == 'Z' {
+		if err != nil || pgrp != 0 && (j.Pgrp != pgrp || j.TTY != dev) || j.State == 'T' || j.State == 'Z' {
 			return false
 		}
 		s.own = j.TTY == dev
