@@ -121,6 +121,16 @@ func (m *members) Lookup(id unum.NodeID) (string, bool) {
 	return a, ok
 }
 
+// At returns the node with an index.
+func (m *members) At(i unum.NodeIndex) (unum.NodeID, bool) {
+	for _, n := range m.View().Nodes {
+		if n.Index == i {
+			return n.ID, true
+		}
+	}
+	return "", false
+}
+
 // Epoch is this node's.
 func (m *members) Epoch() unum.Epoch { return unum.Epoch(m.epoch.Load()) }
 

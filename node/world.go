@@ -74,6 +74,7 @@ func (d *Daemon) startPlacement(ctx context.Context) error {
 		Node: d.cfg.Node, Index: d.cfg.Index, Cookie: d.cookie, Log: d.log, StateDir: d.cfg.StateDir(),
 		Registry: d.stubs, Root: root,
 		Peer: d.peer, Place: d.place, Finished: d.finished, Failed: d.failed,
+		NodeAt:    d.members.At,
 		WorldPids: d.world.HostPids, ToHost: d.world.ToHost, WorldRoot: d.root,
 	}
 	keeper, err := d.agent("keeper", func() (*deputy.Stub, error) { return rexec.NewAgent(ctx, cfg) })

@@ -71,6 +71,7 @@ func (h *Homes) look(n *seccomp.Notif) (*caller, string) {
 		Pid: c.task.Pid, Path: c.real, Argv: c.argv, Hint: hint,
 		Caller: h.cfg.Node, Home: h.cfg.Node,
 		Guest:       h.foreign(c.task.Sid),
+		Avoid:       h.avoid(c.task),
 		Interactive: c.task.TTY != 0,
 	})
 	if c.dest.Err != nil {
@@ -106,6 +107,18 @@ func (h *Homes) reread(c *caller) error {
 func (h *Homes) foreign(sid unum.Pid) bool {
 	i, ok := unum.IndexOf(sid)
 	return ok && i != h.cfg.Index
+}
+
+// avoid lists the nodes that hold the process's session or its own number.
+func (h *Homes) avoid(t *sys.Task) (out []unum.NodeID) {
+	for _, pid := range [2]unum.Pid{t.Sid, t.Pid} {
+		if i, ok := unum.IndexOf(pid); ok && i != h.cfg.Index {
+			if id, ok := h.cfg.NodeAt(i); ok {
+				out = append(out, id)
+			}
+		}
+	}
+	return out
 }
 
 // ownPlaces are directories in which each node has its own files: a program

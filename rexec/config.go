@@ -37,6 +37,9 @@ type Config struct {
 	// PIDs). May be nil.
 	Account func(parent, child int, u Usage)
 
+	// NodeAt returns the node with an index.
+	NodeAt func(unum.NodeIndex) (unum.NodeID, bool)
+
 	// WorldPids lists the processes of this world by their host PIDs.
 	WorldPids func() ([]int, error)
 	// ToHost translates a PID of this world into the daemon's namespace.

@@ -1,6 +1,8 @@
 package sched
 
 import (
+	"slices"
+
 	"fmt"
 	"time"
 
@@ -70,7 +72,7 @@ func (s *Scheduler) auto(now int64, v View, r Request, key string) Decision {
 			return stay("on a terminal, and not seen before")
 		}
 	}
-	cs := s.others(now, v, r.Caller, need)
+	cs := s.others(now, v, r, need)
 	if len(cs) == 0 {
 		return stay("no other node takes processes")
 	}
@@ -124,13 +126,13 @@ func (s *Scheduler) find(now int64, v View, id unum.NodeID) *cand {
 	return nil
 }
 
-// others returns the nodes that would take a process that needs so much
-// memory, without one. The slice is reused by the next call.
-func (s *Scheduler) others(now int64, v View, not unum.NodeID, need uint64) []cand {
+// others returns the nodes besides the caller's that would take a process which
+// needs so much memory. The slice is reused by the next call.
+func (s *Scheduler) others(now int64, v View, r Request, need uint64) []cand {
 	cs := s.cands[:0]
 	for i := range v.Nodes {
 		n := &v.Nodes[i]
-		if n.ID != not && s.refuses(n, need) == nil {
+		if n.ID != r.Caller && !slices.Contains(r.Avoid, n.ID) && s.refuses(n, need) == nil {
 			cs = append(cs, cand{info: n})
 		}
 	}

@@ -37,6 +37,10 @@ type Request struct {
 	// Guest says that the caller is, or descends from, a process that was
 	// placed on its node (its session belongs to another node's range).
 	Guest bool
+	// Avoid are nodes that cannot take the process: where its session lives,
+	// whose leader is no agent there and cannot make bodies, and where its own
+	// number is taken by its deputy.
+	Avoid []unum.NodeID
 	// Interactive says that standard input is a terminal.
 	Interactive bool
 }
@@ -177,7 +181,7 @@ func (s *Scheduler) byName(now int64, v View, r Request, key string) Decision {
 
 // elsewhere obeys UNUM_NODE=elsewhere: the least crowded of the others.
 func (s *Scheduler) elsewhere(now int64, v View, r Request, key string) Decision {
-	cs := s.others(now, v, r.Caller, s.need(key))
+	cs := s.others(now, v, r, s.need(key))
 	if len(cs) == 0 {
 		return Decision{Node: r.Caller, Why: "UNUM_NODE=elsewhere, but no other node takes processes"}
 	}
