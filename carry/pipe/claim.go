@@ -23,25 +23,39 @@ import (
 //     daemon serves that pipe to that body;
 //   - an ancestor of p that waits for its only child, and so can do nothing
 //     before this branch of the tree ends or stops;
-//   - the parent of p, suspended in vfork, if its own descriptor is
-//     close-on-exec: it has made the pipe for the child and will close it.
+//   - the parent of p, suspended in vfork: mostly it will wait, or close what it
+//     has made for the child. The home half looks again when the exec is over,
+//     before it carries anything; see contest.go.
 //
 // Anything else, also what cannot be found out, makes it false. That p has the
 // pipe's other end as well makes no difference here.
 func SoleReader(env *carry.Env, p *carry.Proc, fd *carry.FD) (bool, error) {
+	sole, _, err := soleReader(env, p, fd)
+	return sole, err
+}
+
+// soleReader is SoleReader; doubt says that it must be looked again when the
+// exec is over.
+func soleReader(env *carry.Env, p *carry.Proc, fd *carry.FD) (sole, doubt bool, err error) {
 	hs, err := holders(env, fd.Stat.Ino)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	if h := holds(os.Getpid(), fd.Stat.Ino); h.read {
-		return false, nil
+		return false, false, nil
 	}
 	for _, h := range hs {
-		if h.pid != p.HostPid && h.read && !atRest(env, h, p.HostPid, fd.Stat.Ino, true) {
-			return false, nil
+		if h.pid == p.HostPid || !h.read {
+			continue
+		}
+		switch atRest(env, h, p.HostPid, fd.Stat.Ino, true) {
+		case active:
+			return false, false, nil
+		case spawning:
+			doubt = true
 		}
 	}
-	return true, nil
+	return true, doubt, nil
 }
 
 // soleWriter is the same for the write end. A second writer is nothing wrong,
@@ -55,7 +69,7 @@ func soleWriter(env *carry.Env, p *carry.Proc, fd *carry.FD) (bool, error) {
 		return false, nil
 	}
 	for _, h := range hs {
-		if h.pid != p.HostPid && h.write && !atRest(env, h, p.HostPid, fd.Stat.Ino, false) {
+		if h.pid != p.HostPid && h.write && atRest(env, h, p.HostPid, fd.Stat.Ino, false) == active {
 			return false, nil
 		}
 	}
@@ -70,33 +84,28 @@ const (
 	lookPause = 300 * time.Microsecond
 )
 
-// atRest says if a holder of one end will not use it while p's body runs, or
-// has closed it meanwhile.
-func atRest(env *carry.Env, h holder, pid int, ino uint64, read bool) bool {
+// atRest says if a holder of one end leaves it alone while p's body runs:
+// waiting; spawning if that will be seen when p has executed; active if not. A
+// holder that has closed it meanwhile counts as waiting.
+func atRest(env *carry.Env, h holder, pid int, ino uint64, read bool) stance {
 	if env.Deputy != nil && env.Deputy(h.pid) {
-		return true
+		return waiting
 	}
 	for i := 0; ; i++ {
-		inherits := h.inheritsW
-		if read {
-			inherits = h.inherits
-		}
-		switch stanceOf(h.pid, pid) {
-		case waiting:
-			return true
-		case spawning:
-			return !inherits
-		case active:
-			return false
-		}
-		if i == lookAgain {
-			return false
+		st := stanceOf(h.pid, pid)
+		h = holds(h.pid, ino) // after the look, or it may have closed the pipe before
+		switch {
+		case read && !h.read, !read && !h.write, st == waiting:
+			return waiting
+		case st == spawning:
+			if !read && h.inheritsW {
+				return active
+			}
+			return spawning
+		case st == active, i == lookAgain:
+			return active
 		}
 		time.Sleep(lookPause)
-		h = holds(h.pid, ino)
-		if read && !h.read || !read && !h.write {
-			return true
-		}
 	}
 }
 
@@ -120,15 +129,24 @@ func (k *kind) Claim(ctx context.Context, p *carry.Proc, fd *carry.FD) (*carry.D
 	dd := desc{Dev: uint64(fd.Stat.Dev), Ino: fd.Stat.Ino}
 	own := holds(p.HostPid, fd.Stat.Ino)
 	if k.dir == 'r' || own.inherits {
-		sole, err := SoleReader(k.c.env, p, fd)
+		sole, doubt, err := soleReader(k.c.env, p, fd)
+		dd.Doubt, dd.Caller = doubt, p.HostPid
 		switch {
 		case err != nil:
 			return nil, err
 		case sole && own.inherits && own.inheritsW:
 			return nil, stays("a pipe whose two ends the program holds")
 		case !sole && k.dir == 'r':
+			k.c.rivalTo(fd.Stat.Ino)
 			return nil, nil
 		}
+	}
+	if k.dir == 'w' {
+		sole, err := soleWriter(k.c.env, p, fd)
+		if err != nil {
+			return nil, err
+		}
+		dd.Records = !sole
 	}
 	f, err := sys.PidfdGetfd(p.PidFD, fd.Nums[0])
 	if err != nil {
@@ -138,20 +156,32 @@ func (k *kind) Claim(ctx context.Context, p *carry.Proc, fd *carry.FD) (*carry.D
 	if dd.Size, err = sys.PipeSize(f); err != nil {
 		return nil, err
 	}
-	if k.dir == 'w' {
-		sole, err := soleWriter(k.c.env, p, fd)
-		if err != nil {
+	if k.dir == 'r' && !dd.Doubt {
+		if dd.Prefill, err = k.c.peek(f, dd.Size); err != nil {
 			return nil, err
 		}
-		dd.Records = !sole
-	} else if dd.Prefill, err = k.c.peek(f, dd.Size); err != nil {
-		return nil, err
 	}
 	data, err := msgpack.Marshal(&dd)
 	if err != nil {
 		return nil, err
 	}
 	return &carry.Desc{Data: data}, nil
+}
+
+// rivalTo tells halves that carry a pipe that another body is about to read
+// it, through a kind that asks home for every read.
+func (c *Carrier) rivalTo(ino uint64) {
+	c.mu.Lock()
+	var ss []*source
+	for k, h := range c.halves {
+		if s, ok := h.eng.(*source); ok && k.Side == home && k.Ino == ino {
+			ss = append(ss, s)
+		}
+	}
+	c.mu.Unlock()
+	for _, s := range ss {
+		s.doubt(true)
+	}
 }
 
 func stays(what string) error { return fmt.Errorf("%s: %w", what, unum.ErrStaysHome) }

@@ -96,7 +96,7 @@ func (h *half) pipeEnd() *os.File {
 	case *source:
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		return e.in
+		return e.pipe()
 	case *sink:
 		e.mu.Lock()
 		defer e.mu.Unlock()

@@ -44,6 +44,7 @@ type record struct {
 	Pl      carry.Placement
 	Size    int  // capacity of the pipe in bytes
 	Records bool // pipe-write: the body's pipe is in packet mode
+	Caller  int  // pipe-read: the deputy at home
 }
 
 // engine is source or sink. A link is attached once and detached once; a
@@ -102,6 +103,7 @@ func (l *link) send(msg []byte) error { return l.ch.Send(l.ctx, msg) }
 func (h *half) pageName() string    { return filepath.Join(h.c.env.StateDir, h.rec.Key.String()) }
 func (h *half) scratchName() string { return h.rec.Key.String() + ".scratch" }
 func (h *half) pipeName() string    { return h.rec.Key.String() + ".pipe" }
+func (h *half) heldName() string    { return h.rec.Key.String() + ".held" }
 func (h *half) endName() string     { return h.rec.Key.String() + ".end" }
 
 // spawn runs fn as a goroutine of the half.
@@ -155,7 +157,7 @@ func (h *half) release() {
 
 // drop takes all that is kept for the half from the keeper.
 func (h *half) drop(ctx context.Context) {
-	for _, name := range []string{h.scratchName(), h.pipeName(), h.endName()} {
+	for _, name := range []string{h.scratchName(), h.pipeName(), h.heldName(), h.endName()} {
 		if err := h.c.env.Keeper.Drop(ctx, name); err != nil && ctx.Err() == nil {
 			h.c.log.Warn("drop a kept pipe", "op", h.rec.Pl.ID, "err", err)
 		}

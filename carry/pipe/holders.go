@@ -100,20 +100,31 @@ func stanceOf(pid, descendant int) stance {
 		return active
 	}
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
-	if err != nil {
+	f := statFields(pid)
+	if err != nil || f == nil {
 		return active
 	}
-	word, _, _ := strings.Cut(strings.TrimSpace(string(b)), " ")
-	nr, err := strconv.Atoi(word)
+	call := strings.Fields(string(b))
+	if f[0] == "R" || len(call) < 2 {
+		return busy
+	}
+	nr, err := strconv.Atoi(call[0])
 	if err != nil {
 		return busy // "running"
 	}
+	arg, _ := strconv.ParseUint(call[1], 0, 64)
 	switch {
 	case isWait(nr):
 		if onlyChild(pid) {
 			return waiting
 		}
-	case isSpawn(nr):
+	case isFork(nr):
+		// The flags of clone3 are in memory, but only vfork sleeps like this.
+		vfork := nr == sysVfork || nr == unix.SYS_CLONE && arg&unix.CLONE_VFORK != 0 ||
+			nr == unix.SYS_CLONE3 && f[0] == "D"
+		if !vfork {
+			return busy
+		}
 		if parent(descendant) == pid {
 			return spawning
 		}
@@ -125,7 +136,7 @@ func isWait(nr int) bool {
 	return nr == unix.SYS_WAIT4 || nr == unix.SYS_WAITID || nr == unix.SYS_RT_SIGSUSPEND
 }
 
-func isSpawn(nr int) bool {
+func isFork(nr int) bool {
 	return nr == unix.SYS_CLONE || nr == unix.SYS_CLONE3 || nr == sysVfork
 }
 

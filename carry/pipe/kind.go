@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"github.com/vmihailenco/msgpack/v5"
 	"golang.org/x/sys/unix"
@@ -27,6 +28,8 @@ type desc struct {
 	Size     int    // capacity, F_GETPIPE_SZ
 	Prefill  []byte // pipe-read: what the pipe held at the claim, or its beginning
 	Records  bool   // pipe-write: home has other writers
+	Caller   int    // pipe-read: the process at home, which becomes the deputy
+	Doubt    bool   // pipe-read: another holder is at rest only perhaps
 }
 
 func (k *kind) Name() string {
@@ -55,6 +58,7 @@ func (k *kind) open(pl carry.Placement, d *carry.Desc, s side, fresh func(h *hal
 		Pl:      pl,
 		Size:    dd.Size,
 		Records: dd.Records,
+		Caller:  dd.Caller,
 	}
 	k.c.mu.Lock()
 	if h := k.c.halves[rec.Key]; h != nil {
@@ -86,6 +90,10 @@ func (k *kind) Serve(ctx context.Context, pl carry.Placement, d *carry.Desc, fil
 		if s, ok := h.eng.(*source); ok {
 			n := uint64(len(dd.Prefill))
 			s.acked, s.sent, s.fresh, s.hold = n, n, true, true
+			s.looked, s.lookEvery = time.Now(), lookAround
+			if dd.Doubt {
+				s.fence(true)
+			}
 		} else {
 			h.eng.(*sink).hold = true
 		}
@@ -205,7 +213,7 @@ func (h *half) start() error {
 	if h.isReleased() {
 		// nothing to pump
 	} else if s, ok := h.eng.(*source); ok {
-		in := s.in
+		in := s.pipe()
 		h.spawn(func() { s.pump(in) })
 	} else if s := h.eng.(*sink); s.out != nil {
 		out := s.out
@@ -332,7 +340,12 @@ func (h *half) resume(file *os.File) error {
 	var err error
 	switch e := h.eng.(type) {
 	case *source:
-		err = e.resume()
+		if h.page.has(fContested) {
+			err = e.resumeContested()
+		}
+		if err == nil {
+			err = e.resume()
+		}
 	case *sink:
 		err = e.resume()
 	}

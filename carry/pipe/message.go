@@ -18,10 +18,11 @@ import (
 //	  end      off: nothing will follow, all writers are gone
 //	  sync     id, off: acknowledge at once when off is reached
 //	  confirm  id: the acknowledgement that asked for it has been acted on
-//	  recall   id: take back what the reader has not taken, and acknowledge
+//	  recall   take back what the reader has not taken, and acknowledge
+//	  contest  from now on say what is wanted: nothing comes unasked
 //	sink → source
 //	  ack      see ack
-//	  want     n: a reader waits for n bytes (contested pipes only)
+//	  want     n: a reader waits for n bytes, after contest
 //	both
 //	  over     from home: it has done all it will for this pipe
 //	  bye      from the guest, the answer to over: the half is gone
@@ -32,6 +33,7 @@ const (
 	mSync    = 'S'
 	mConfirm = 'C'
 	mRecall  = 'R'
+	mContest = 'X'
 	mAck     = 'A'
 	mWant    = 'W'
 	mOver    = 'O'
@@ -48,7 +50,8 @@ var _ = [unum.MaxMessage - headLen - maxBytes]struct{}{} // it fits
 // ack is what a sink says: everything below wrote is in its pipe; everything
 // below free was taken from there, so that the source may let go of it.
 // confirm, if not 0, asks for a confirm message. gone: nobody will ever read
-// more. recalled answers a recall: wrote has gone back to free.
+// more. recalled counts the withdrawals: each time wrote has gone back to free,
+// and what is not confirmed yet is thrown away.
 type ack struct {
 	wrote, free uint64
 	confirm     uint64

@@ -29,7 +29,6 @@ const (
 	wCount  = iota // count<<phaseBits | phase, see source and sink
 	wDirect        // length of the direct write in progress, phase direct
 	wFlags         // f… bits
-	wBase          // what a sink's pipe held before the first byte of ours
 	words
 )
 
@@ -39,6 +38,7 @@ const (
 	idle = iota
 	moving
 	direct
+	taking
 	phaseBits = 2
 )
 
@@ -122,6 +122,7 @@ func (p *page) load(i int) (v uint64) {
 
 func (p *page) store(i int, v uint64) { p.word(i, func(w *uint64) { atomic.StoreUint64(w, v) }) }
 func (p *page) set(bit uint64)        { p.word(wFlags, func(w *uint64) { atomic.OrUint64(w, bit) }) }
+func (p *page) clear(bit uint64)      { p.word(wFlags, func(w *uint64) { atomic.AndUint64(w, ^bit) }) }
 func (p *page) has(bit uint64) bool   { return p.load(wFlags)&bit != 0 }
 
 // count returns the count and its phase.

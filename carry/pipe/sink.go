@@ -56,6 +56,12 @@ type sink struct {
 	watch     int           // wd in the carrier's watcher; <0: none
 	armed     int           // wd in the carrier's witness; <0: none
 	changed   signal
+
+	// See contest.go.
+	withdrawals uint64
+	deaf        uint64 // throw away what comes until this is confirmed
+	contested   bool
+	wanting     bool // a want is on its way
 }
 
 // How the reader's progress is seen: an edge of the poller if the pipe was
@@ -78,6 +84,12 @@ func (s *sink) resume() error {
 		if s.kleft = k.left(); s.kleft == 0 {
 			s.h.page.setCount(n, idle)
 		}
+	case phase == taking && k != nil:
+		n -= min(n, uint64(k.left()))
+		if err := k.drop(s.h.c.null, k.left()); err != nil {
+			return err
+		}
+		s.h.page.setCount(n, idle)
 	case phase == direct:
 		written, err := s.h.c.witness.fired(s.out)
 		if err != nil {
@@ -154,7 +166,7 @@ func (s *sink) advance(force bool) (msg []byte, l *link, err error) {
 	if s.link == nil || !force && s.gone == s.saidGone && free-s.told < atomicWrite {
 		return nil, nil, nil
 	}
-	a := ack{wrote: s.wrote, free: free, gone: s.gone}
+	a := ack{wrote: s.wrote, free: free, gone: s.gone, recalled: s.withdrawals}
 	if s.asked > s.confirmed {
 		a.confirm = s.asked
 	}
@@ -390,6 +402,7 @@ func (s *sink) attached(l *link) {
 	s.link, s.saidGone = l, false
 	s.next = s.wrote + uint64(s.kleft) // what was only in memory is sent again
 	s.pending, s.recs, s.ended = nil, nil, s.h.page.has(fEnded)
+	s.deaf, s.wanting = 0, false
 	s.mu.Unlock()
 	s.progress(true)
 }
@@ -411,7 +424,7 @@ func (s *sink) message(l *link, msg []byte) error {
 	err := s.take(msg)
 	var out []byte
 	if err == nil {
-		out, _, err = s.advance(false)
+		out, _, err = s.advance(msg[0] == mRecall)
 	}
 	s.mu.Unlock()
 	if out != nil {
@@ -422,12 +435,16 @@ func (s *sink) message(l *link, msg []byte) error {
 
 // take takes in one message.
 func (s *sink) take(msg []byte) error {
+	if s.deaf > s.confirmed && (msg[0] == mData || msg[0] == mEnd) {
+		return nil
+	}
 	switch msg[0] {
 	case mData:
 		off, p, err := split(msg)
 		if err != nil || off > s.next || s.ended {
 			return errors.Join(errBadMessage, err)
 		}
+		s.wanting = false
 		if end := off + uint64(len(p)); end > s.next {
 			if p = p[s.next-off:]; len(s.pending) == 0 {
 				s.pending = p
@@ -470,6 +487,12 @@ func (s *sink) take(msg []byte) error {
 			return err
 		}
 		s.confirmed = max(s.confirmed, min(id, s.asked))
+	case mRecall:
+		if s.h.side == guest {
+			return s.withdraw()
+		}
+	case mContest:
+		s.contest()
 	default:
 		return errBadMessage
 	}
@@ -493,8 +516,15 @@ func (s *sink) flush(ctx context.Context, final bool) error {
 	}
 	s.final = s.final || final
 	s.asked++
+	err := s.look()
+	if err == nil && !s.gone {
+		err = s.withdraw() // others at home may read while the body does not
+	}
 	id := s.asked
 	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	s.progress(true)
 	return s.changed.wait(ctx, s.h.released, func() bool {
 		s.mu.Lock()

@@ -51,6 +51,20 @@ type source struct {
 	needed   uint64 // a Flush waits for acked to reach this
 	syncSent bool
 	changed  signal
+
+	// See contest.go.
+	user          *os.File // contested: the user's pipe, while in is the held one
+	fill          *os.File // contested: the write end of the held pipe
+	fenced        bool     // send nothing: somebody else may read
+	recalled      bool     // fenced: the sink has nothing that was not taken
+	recallSent    bool     // on this link
+	mustContest   bool
+	withdrawals   uint64 // of the sink, as far as they are known
+	verifying     bool
+	want          int  // a reader of the body waits for so much
+	contestedSaid bool // on this link
+	looked        time.Time
+	lookEvery     time.Duration
 }
 
 // resume brings the counts in order; see source. The caller owns s alone.
@@ -132,6 +146,9 @@ func (s *source) next() ([]byte, *link, error) {
 	if s.link == nil || !s.ready || s.in == nil {
 		return nil, nil, nil
 	}
+	if msg, err := s.guard(); msg != nil || err != nil || s.fenced {
+		return msg, s.link, err
+	}
 	for {
 		held, err := sys.PipeUnread(s.in)
 		if err != nil {
@@ -148,8 +165,8 @@ func (s *source) next() ([]byte, *link, error) {
 		if s.endSent {
 			return nil, nil, nil
 		}
-		ev, err := sys.Poll(s.in, unix.POLLIN)
-		if err != nil || ev&unix.POLLHUP == 0 {
+		ev, err := sys.Poll(s.pipe(), unix.POLLIN)
+		if err != nil || ev&unix.POLLHUP == 0 || s.user != nil && ev&unix.POLLIN != 0 {
 			return nil, nil, err
 		}
 		// The last writer is gone, so what the pipe holds now is all.
@@ -257,6 +274,7 @@ func (s *source) attached(l *link) {
 		return
 	}
 	s.link, s.endSent, s.syncSent = l, false, false
+	s.recallSent, s.contestedSaid, s.want = false, false, 0
 	s.ready, s.fresh = s.fresh, false
 	s.mu.Unlock()
 	s.feed()
@@ -271,33 +289,17 @@ func (s *source) detached(l *link) {
 }
 
 func (s *source) message(l *link, msg []byte) error {
+	if msg[0] == mWant {
+		return s.wanting(l, msg)
+	}
 	a, err := decodeAck(msg)
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	if s.in == nil || s.link != l {
-		s.mu.Unlock()
-		return nil
-	}
-	held, err := sys.PipeUnread(s.in)
-	if err == nil && a.wrote > s.consumed+uint64(held) {
-		err = fmt.Errorf("the sink has %d bytes of %d: %w", a.wrote, s.consumed+uint64(held), errBadMessage)
-	}
+	begins, err := s.learn(l, a)
 	if err != nil {
-		s.mu.Unlock()
 		return err
 	}
-	begins := !s.ready
-	if begins {
-		s.ready, s.sent = true, max(a.wrote, s.consumed)
-	}
-	s.acked = max(s.acked, a.wrote)
-	s.wanted = max(s.wanted, a.free)
-	s.sent = max(s.sent, a.wrote) // it may have had on the way what we did not know it had
-	s.confirm = max(s.confirm, a.confirm)
-	s.changed.broadcast()
-	s.mu.Unlock()
 	if a.gone && s.h.side == home {
 		return s.finish()
 	}
@@ -306,6 +308,45 @@ func (s *source) message(l *link, msg []byte) error {
 	}
 	s.kick(begins)
 	return nil
+}
+
+// learn takes in an ack; begins says that it is the first of its link.
+func (s *source) learn(l *link, a ack) (begins bool, err error) {
+	s.mu.Lock()
+	back := a.recalled > s.withdrawals
+	s.mu.Unlock()
+	if back { // only we change withdrawals
+		s.feedMu.Lock() // what is being sent will be thrown away
+		defer s.feedMu.Unlock()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.in == nil || s.link != l {
+		return false, nil
+	}
+	held, err := sys.PipeUnread(s.in)
+	if err == nil && a.wrote > s.consumed+uint64(held) && a.recalled >= s.withdrawals {
+		err = fmt.Errorf("the sink has %d bytes of %d: %w", a.wrote, s.consumed+uint64(held), errBadMessage)
+	}
+	if err != nil {
+		return false, err
+	}
+	begins = !s.ready
+	switch {
+	case begins || back:
+		s.ready, s.sent = true, max(a.wrote, s.consumed)
+		s.withdrawals, s.endSent = a.recalled, false
+		if back {
+			s.fence(true)
+		}
+	case a.recalled == s.withdrawals:
+		s.sent = max(s.sent, a.wrote) // it may have had on the way what we did not know it had
+	}
+	s.acked = max(s.acked, a.wrote)
+	s.wanted = max(s.wanted, a.free)
+	s.confirm = max(s.confirm, a.confirm)
+	s.changed.broadcast()
+	return begins, nil
 }
 
 // settle consumes what the sink wants consumed, and confirms it.
@@ -325,6 +366,9 @@ func (s *source) settle() error {
 	if id != 0 && l != nil {
 		l.send(head(mConfirm, id))
 	}
+	s.mu.Lock()
+	s.verify()
+	s.mu.Unlock()
 	return nil
 }
 
@@ -333,7 +377,9 @@ func (s *source) finish() error {
 	s.mu.Lock()
 	var err error
 	if s.in != nil && !s.hold {
-		err = s.consume(s.wanted)
+		if err = s.consume(s.wanted); err == nil {
+			s.giveBack()
+		}
 	}
 	s.mu.Unlock()
 	s.h.release()
@@ -349,13 +395,14 @@ func (s *source) kick(anyway bool) {
 	}
 	held, err := sys.PipeUnread(s.in)
 	if err != nil || s.consumed+uint64(held) > s.sent || s.needed > s.acked || anyway {
-		s.in.SetReadDeadline(time.Unix(1, 0))
+		s.pipe().SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
 func (s *source) commit() {
 	s.mu.Lock()
 	s.hold = false
+	s.verify()
 	s.mu.Unlock()
 	if err := s.settle(); err != nil {
 		s.h.fail(err)
@@ -393,11 +440,13 @@ func (s *source) flush(ctx context.Context, final bool) error {
 // neither the pump nor under mu.
 func (s *source) release() {
 	s.mu.Lock()
-	in, kept := s.in, s.kept
-	s.in, s.kept = nil, nil
+	files, kept := []*os.File{s.in, s.user, s.fill}, s.kept
+	s.in, s.user, s.fill, s.kept = nil, nil, nil, nil
 	s.mu.Unlock()
-	if in != nil {
-		in.Close()
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
 	}
 	kept.close()
 }

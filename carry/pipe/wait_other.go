@@ -2,5 +2,10 @@
 
 package pipe
 
-// sysVfork does not exist here: vfork is a clone.
-const sysVfork = -1
+// What newer architectures have only in its general form: vfork is a clone.
+const (
+	sysVfork     = -1
+	sysPoll      = -2
+	sysSelect    = -3
+	sysEpollWait = -4
+)
