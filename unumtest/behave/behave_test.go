@@ -87,6 +87,11 @@ func TestBehaviour(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if d, err := time.ParseDuration(os.Getenv("UNUM_BEHAVE_TIMEOUT")); err == nil {
+		for _, c := range cases {
+			c.Timeout = min(c.Timeout, d)
+		}
+	}
 	sum := &summary{}
 	t.Cleanup(func() { sum.report(t, excuses) })
 	for _, c := range cases {
@@ -180,18 +185,21 @@ func leftovers(c *Case) string {
 type summary struct {
 	mu   sync.Mutex
 	fail map[string][]string // case -> modes
-	why  map[string]string
 }
 
 func (s *summary) add(c *Case, m Mode, d string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fail == nil {
-		s.fail, s.why = map[string][]string{}, map[string]string{}
+		s.fail = map[string][]string{}
 	}
 	s.fail[c.Name] = append(s.fail[c.Name], string(m))
-	if s.why[c.Name] == "" {
-		s.why[c.Name] = d
+	if f := os.Getenv("UNUM_BEHAVE_REPORT"); f != "" {
+		w, err := os.OpenFile(f, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+		if err == nil {
+			fmt.Fprintf(w, "## %s %s (%s)\n%s\n", c.Name, m, c.Where, d)
+			w.Close()
+		}
 	}
 }
 
@@ -217,12 +225,6 @@ func (s *summary) report(t *testing.T, excuses map[string]string) {
 		b.WriteByte('\n')
 	}
 	t.Errorf("%d cases differ:\n%s", len(names), b.String())
-	if f := os.Getenv("UNUM_BEHAVE_REPORT"); f != "" {
-		for _, n := range names {
-			fmt.Fprintf(&b, "\n## %s (%s)\n%s", n, strings.Join(s.fail[n], " "), s.why[n])
-		}
-		os.WriteFile(f, []byte(b.String()), 0o644)
-	}
 }
 
 // cluster is the play that all cases share; started when the first needs it,
@@ -281,7 +283,12 @@ func (cl *cluster) get() (*Client, *unumtest.Play, error) {
 		return nil, nil, err
 	}
 	cl.play, cl.client = p, c
-	cl.ledger, _ = p.Ledger()
+	if cl.ledger, err = p.Ledger(); err != nil {
+		// Without it nobody would notice that nothing was placed.
+		cl.err = err
+		p.Kill()
+		return nil, nil, err
+	}
 	return c, p, nil
 }
 

@@ -16,6 +16,7 @@
 //	go test ./unumtest/behave -run Native            # the control alone, without a play
 //	UNUM_BEHAVE_ONLY='^jobs/' go test ./unumtest/behave
 //	UNUM_BEHAVE_MODES=home,placed go test ./unumtest/behave
+//	UNUM_BEHAVE_TIMEOUT=10s UNUM_BEHAVE_REPORT=/tmp/report go test ./unumtest/behave
 //	UNUM_BIN=/tmp/unum go test ./unumtest/behave     # a binary built before
 package behave
 

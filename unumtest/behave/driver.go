@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 )
 
 // The driver is this package inside a play. It reads requests from its
@@ -15,9 +16,10 @@ import (
 // any bytes as they are; any number of them at a time.
 
 type request struct {
-	ID   int
-	Case string
-	Mode Mode
+	ID      int
+	Case    string
+	Mode    Mode
+	Timeout time.Duration
 }
 
 type answer struct {
@@ -60,7 +62,9 @@ func Drive(r *Runner, cases []*Case, in io.Reader, out io.Writer) error {
 				send(answer{q.ID, &Result{Fault: "the driver has no such case"}})
 				return
 			}
-			send(answer{q.ID, r.Run(ctx, c, q.Mode)})
+			timed := *c
+			timed.Timeout = q.Timeout
+			send(answer{q.ID, r.Run(ctx, &timed, q.Mode)})
 		})
 	}
 }
@@ -111,7 +115,7 @@ func (c *Client) Run(ctx context.Context, cs *Case, m Mode) (*Result, error) {
 	id := c.next
 	c.next++
 	c.wait[id] = ch
-	err := c.enc.Encode(request{id, cs.Name, m})
+	err := c.enc.Encode(request{id, cs.Name, m, cs.Timeout})
 	c.mu.Unlock()
 	if err != nil {
 		return nil, fmt.Errorf("ask the driver: %w", err)

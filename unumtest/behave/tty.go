@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stepTime is how long one step of a dialogue may take.
+// stepTime is how long one step of a dialogue may take, at most a case's time.
 const stepTime = 20 * time.Second
 
 // runTty runs a case on a terminal of its own and holds its dialogue. Steps:
@@ -68,8 +68,9 @@ func (r *Runner) runTty(ctx context.Context, c *Case, res *Result, argv, env []s
 	}()
 	waited := make(chan struct{})
 	go func() { cmd.Wait(); close(waited) }()
+	stepTime := min(stepTime, c.Timeout)
 	for _, step := range c.Tty {
-		if err := s.step(ctx, step, ptmx, dir, closeMaster); err != nil {
+		if err := s.step(ctx, stepTime, step, ptmx, dir, closeMaster); err != nil {
 			res.Fault = fmt.Sprintf("dialogue: %s: %v\n%s", step, err, r.state(c))
 			break
 		}
@@ -158,9 +159,9 @@ func (s *screen) find(text string) bool {
 	return true
 }
 
-func (s *screen) step(ctx context.Context, step string, ptmx *os.File, dir string, hangup func()) error {
+func (s *screen) step(ctx context.Context, within time.Duration, step string, ptmx *os.File, dir string, hangup func()) error {
 	verb, arg, _ := strings.Cut(step, " ")
-	ctx, cancel := context.WithTimeout(ctx, stepTime)
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	poll := func(done func() bool) error {
 		tick := time.NewTicker(10 * time.Millisecond)
@@ -170,7 +171,7 @@ func (s *screen) step(ctx context.Context, step string, ptmx *os.File, dir strin
 			case <-s.wake:
 			case <-tick.C:
 			case <-ctx.Done():
-				return fmt.Errorf("nothing of the kind after %v", stepTime)
+				return fmt.Errorf("nothing of the kind after %v", within)
 			}
 		}
 		return nil
