@@ -139,6 +139,7 @@ func (d *Daemon) run(ctx context.Context) error {
 	if err := d.members.Up(ctx); err != nil {
 		return err
 	}
+	d.debugOnSignal(ctx)
 	d.log.Info("up", "ms", time.Since(begin).Milliseconds(), "range", unum.RangeOf(d.cfg.Index))
 	return d.live(ctx, beat)
 }

@@ -229,3 +229,18 @@ func (g *Guests) lost(id unum.NodeID) {
 		})
 	}
 }
+
+// Counts says how many placements, bodies, sessions with an agent and
+// processes of the control socket there are: what a leak would make grow.
+func (s *Service) Counts() (deputies, bodies, sessions, runs int) {
+	s.Homes.mu.Lock()
+	deputies = len(s.Homes.placed)
+	s.Homes.mu.Unlock()
+	s.Guests.mu.Lock()
+	bodies, sessions = len(s.Guests.bodies)+len(s.Guests.untold), len(s.Guests.sessions)
+	s.Guests.mu.Unlock()
+	s.Runs.mu.Lock()
+	runs = len(s.Runs.runs)
+	s.Runs.mu.Unlock()
+	return
+}
