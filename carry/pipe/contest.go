@@ -285,7 +285,7 @@ func (s *sink) withdraw() error {
 			return err
 		}
 	}
-	s.next, s.told = s.wrote, min(s.told, s.wrote)
+	s.next, s.told, s.tail = s.wrote, min(s.told, s.wrote), 0
 	return nil
 }
 

@@ -282,7 +282,7 @@ func (h *half) makeBody(ctx context.Context, dd *desc, flags int) (body *os.File
 			return nil, fmt.Errorf("prefill: %d of %d bytes: %v", n, len(dd.Prefill), err)
 		}
 		s.wrote = uint64(len(dd.Prefill))
-		s.next = s.wrote
+		s.next, s.tail = s.wrote, len(dd.Prefill)%atomicWrite
 		h.page.setCount(s.wrote, idle)
 	}
 	if err := h.c.env.Keeper.Keep(ctx, h.pipeName(), ours); err != nil {

@@ -40,6 +40,7 @@ type sink struct {
 	pending   []byte   // received, not yet in kept or out
 	recs      [][]byte // the same for records
 	kleft     int      // in kept, phase moving
+	tail      int      // bytes in the page that the last direct write went to
 	wrote     uint64
 	next      uint64 // what the source sends next
 	ended     bool   // next is the end
@@ -262,6 +263,7 @@ func (s *sink) step() (int, error) {
 		}
 		s.kleft -= n
 		s.wrote += uint64(n)
+		s.tail = 0
 		if s.kleft == 0 {
 			s.h.page.setCount(s.wrote, idle)
 		}
@@ -274,14 +276,43 @@ func (s *sink) step() (int, error) {
 		s.pending = nil
 		return 0, nil
 	}
-	if part := len(s.pending) % atomicWrite; part > 0 && s.h.c.witness != nil {
-		n, err := s.writeDirect(s.pending[:part])
+	if n, err := s.room(); err != nil {
+		return 0, err
+	} else if n = min(n, len(s.pending)); n > 0 {
+		n, err := s.writeDirect(s.pending[:n])
 		s.pending = s.pending[n:]
 		return n, err
 	}
-	n, err := s.fill(s.pending)
+	n := len(s.pending)
+	if s.h.c.witness != nil {
+		n -= n % atomicWrite
+	}
+	n, err := s.fill(s.pending[:n])
 	s.pending = s.pending[n:]
 	return n, err
+}
+
+// room returns how much to write by itself now, so that the pipe's pages are
+// filled as well as the user's own writes would fill them: what fits into the
+// page of the last piece, or the beginning of a page.
+func (s *sink) room() (int, error) {
+	if s.h.c.witness == nil {
+		return 0, nil
+	}
+	if s.tail%atomicWrite != 0 {
+		held, err := sys.PipeUnread(s.out)
+		if err != nil {
+			return 0, err
+		}
+		if held > 0 {
+			return atomicWrite - s.tail, nil
+		}
+	}
+	s.tail = 0
+	if len(s.pending) < atomicWrite {
+		return len(s.pending), nil
+	}
+	return 0, nil
 }
 
 // batch takes records off recs that fit one page together: one buffer of the
@@ -331,6 +362,7 @@ func (s *sink) writeDirect(p []byte) (int, error) {
 	s.h.page.setCount(s.wrote, direct)
 	n, err := sys.WriteNow(s.out, p)
 	s.wrote += uint64(n)
+	s.tail += n
 	s.h.page.setCount(s.wrote, idle)
 	if err == nil {
 		s.armed = -1
