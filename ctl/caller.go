@@ -8,6 +8,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"unum/sys"
 )
 
 // callerOf asks the kernel who is at the other end: SO_PEERCRED and
@@ -70,19 +72,22 @@ func (c *Caller) readStatus() error {
 
 // limits clamps what a client says of its limits to what the kernel says, if
 // the caller can be seen.
-func (c *Caller) limits(asked []Rlimit) []Rlimit {
+func (c *Caller) limits(asked []Rlimit) ([]Rlimit, error) {
 	if c.Pid == 0 || c.Root() {
-		return asked
+		return asked, nil
+	}
+	have, err := sys.ReadLimits(c.Pid)
+	if err != nil {
+		return nil, fmt.Errorf("limits of the caller: %w", err)
 	}
 	var out []Rlimit
 	for _, r := range asked {
-		var have unix.Rlimit
-		if err := unix.Prlimit(c.Pid, r.Resource, nil, &have); err != nil {
+		if r.Resource < 0 || r.Resource >= len(have) {
 			continue
 		}
-		r.Max = min(r.Max, have.Max)
+		r.Max = min(r.Max, have[r.Resource].Max)
 		r.Soft = min(r.Soft, r.Max)
 		out = append(out, r)
 	}
-	return out
+	return out, nil
 }

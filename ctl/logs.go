@@ -33,7 +33,8 @@ type LogStore struct {
 	done   chan struct{}
 }
 
-// LogLimit is how much of a process's output is kept, in bytes. A process that
+// LogLimit is how much of a process's output can be read, in bytes; up to twice
+// as much lies in the file system. A process that
 // writes faster than the store looks exceeds it for a moment.
 const LogLimit = 1 << 20
 

@@ -29,9 +29,13 @@ func (s *Server) run(ctx context.Context, c *conn, caller Caller, req *RunReques
 	if len(req.Argv) == 0 {
 		return fmt.Errorf("no command: %w", unix.EINVAL)
 	}
+	limits, err := caller.limits(req.Rlimits)
+	if err != nil {
+		return err
+	}
 	cmd := &Command{
 		Argv: req.Argv, Env: req.Env, Dir: req.Dir, Umask: req.Umask & 0o777, Nice: req.Nice,
-		Rlimits: caller.limits(req.Rlimits),
+		Rlimits: limits,
 		Uid:     caller.Uid, Gid: caller.Gid, Groups: caller.Groups,
 		NoNewPrivs: caller.NoNewPrivs, CapBounding: caller.CapBounding,
 	}

@@ -153,11 +153,11 @@ func logsCommand() *cobra.Command {
 					return err
 				}
 				off = l.Next
+				if !follow || l.Ended {
+					return nil // one piece is all that is kept
+				}
 				if len(l.Data) > 0 {
 					continue
-				}
-				if !follow || l.Ended {
-					return nil
 				}
 				select {
 				case <-ctx.Done():

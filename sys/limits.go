@@ -1,0 +1,61 @@
+package sys
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// limitNames are the resources in the kernel's order, as /proc/PID/limits
+// names them (fs/proc/base.c).
+var limitNames = [16]string{
+	"Max cpu time", "Max file size", "Max data size", "Max stack size", "Max core file size",
+	"Max resident set", "Max processes", "Max open files", "Max locked memory", "Max address space",
+	"Max file locks", "Max pending signals", "Max msgqueue size", "Max nice priority",
+	"Max realtime priority", "Max realtime timeout",
+}
+
+// ReadLimits reads all limits of a process, soft and hard, in the kernel's
+// order. It works for any process that can be seen: prlimit(2) refuses those of
+// other users without CAP_SYS_RESOURCE.
+func ReadLimits(pid int) (out [16]unix.Rlimit, err error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/limits")
+	if err != nil {
+		return out, err
+	}
+	found := 0
+	for line := range bytes.Lines(b) {
+		for i, name := range limitNames {
+			rest, ok := bytes.CutPrefix(line, []byte(name+" "))
+			if !ok {
+				continue
+			}
+			f := bytes.Fields(rest)
+			if len(f) < 2 {
+				return out, fmt.Errorf("limits of %d: %q", pid, line)
+			}
+			soft, err1 := limitValue(f[0])
+			hard, err2 := limitValue(f[1])
+			if err := errors.Join(err1, err2); err != nil {
+				return out, fmt.Errorf("limits of %d: %q: %w", pid, line, err)
+			}
+			out[i] = unix.Rlimit{Cur: soft, Max: hard}
+			found++
+		}
+	}
+	if found != len(out) {
+		return out, fmt.Errorf("limits of %d: %d of %d are told", pid, found, len(out))
+	}
+	return out, nil
+}
+
+func limitValue(b []byte) (uint64, error) {
+	if string(b) == "unlimited" {
+		return unix.RLIM_INFINITY, nil
+	}
+	return strconv.ParseUint(string(b), 10, 64)
+}
