@@ -30,7 +30,7 @@ var rooms = map[string][]string{
 	"world":   {"seccomp", "deputy"},
 	"carry":   {},
 	"rexec":   {"carry", "deputy", "ptrace", "seccomp", "sched"},
-	"calls":   {"deputy", "seccomp"},
+	"calls":   {"deputy", "ptrace", "seccomp"},
 	"ctl":     {},
 	"doctor":  {"world/cgroup"},
 

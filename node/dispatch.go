@@ -3,6 +3,7 @@ package node
 import (
 	"golang.org/x/sys/unix"
 
+	"unum/calls"
 	"unum/rexec"
 	"unum/seccomp"
 )
@@ -12,6 +13,7 @@ type dispatcher struct {
 	d     *Daemon
 	ready chan struct{} // closed when placement stands
 	rexec *rexec.Service
+	calls *calls.Calls
 }
 
 func newDispatcher(d *Daemon) *dispatcher {
@@ -22,6 +24,15 @@ func newDispatcher(d *Daemon) *dispatcher {
 func (p *dispatcher) open(s *rexec.Service) {
 	p.rexec = s
 	close(p.ready)
+}
+
+// close ends what waits for other nodes.
+func (p *dispatcher) close() {
+	select {
+	case <-p.ready:
+		p.calls.Close()
+	default:
+	}
 }
 
 // handle runs on the receiving goroutine.
@@ -67,6 +78,6 @@ func (p *dispatcher) answer(n *seccomp.Notif) {
 	case unix.SYS_EXECVE, unix.SYS_EXECVEAT:
 		p.rexec.Exec(n)
 	default:
-		n.Continue()
+		p.calls.Handle(n)
 	}
 }

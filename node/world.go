@@ -60,6 +60,7 @@ func (d *Daemon) startPlacement(ctx context.Context) error {
 		d.wg.Go(func() {
 			err := d.listener.Serve(d.calls.handle)
 			d.log.Info("the world's calls end", "err", err)
+			d.calls.close()
 		})
 	}
 	root, err := d.rootAgent(ctx, serve)
@@ -74,7 +75,8 @@ func (d *Daemon) startPlacement(ctx context.Context) error {
 		Node: d.cfg.Node, Index: d.cfg.Index, Cookie: d.cookie, Log: d.log, StateDir: d.cfg.StateDir(),
 		Registry: d.stubs, Root: root,
 		Peer: d.peer, Place: d.place, Finished: d.finished, Failed: d.failed,
-		NodeAt:    d.members.At,
+		NodeAt:  d.members.At,
+		Account: d.account, Reaped: d.reaped,
 		WorldPids: d.world.HostPids, ToHost: d.world.ToHost, WorldRoot: d.root,
 	}
 	keeper, err := d.agent("keeper", func() (*deputy.Stub, error) { return rexec.NewAgent(ctx, cfg) })
@@ -88,10 +90,16 @@ func (d *Daemon) startPlacement(ctx context.Context) error {
 	if d.rexec, err = rexec.New(cfg, stub); err != nil {
 		return err
 	}
+	cs, err := newCalls(d)
+	if err != nil {
+		return err
+	}
+	d.calls.calls = cs
 	if err := d.rexec.Recover(ctx); err != nil {
 		return err
 	}
 	d.rexec.Register(d.wire.Handle)
+	cs.Register(d.wire.Handle)
 	d.wire.Ready()
 	d.calls.open(d.rexec)
 	return nil

@@ -22,3 +22,12 @@ func setSigmask(tid int, mask uint64) error {
 	}
 	return nil
 }
+
+// detach lets a tracee go, with a signal if sig is not 0.
+func detach(tid, sig int) error {
+	_, _, e := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_DETACH, uintptr(tid), 0, uintptr(sig), 0, 0)
+	if e != 0 {
+		return e
+	}
+	return nil
+}

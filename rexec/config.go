@@ -36,6 +36,9 @@ type Config struct {
 	// Account adds what a placed child used to its parent's children (host
 	// PIDs). May be nil.
 	Account func(parent, child int, u Usage)
+	// Reaped returns what the children of a body that has ended (its host PID)
+	// used on further nodes. May be nil.
+	Reaped func(host int) Usage
 
 	// NodeAt returns the node with an index.
 	NodeAt func(unum.NodeIndex) (unum.NodeID, bool)

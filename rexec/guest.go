@@ -399,6 +399,9 @@ func (g *Guests) tell(b *body, e *eventReq, final bool) {
 		wg.Wait()
 	}
 	if b.stub != nil {
+		if final && g.cfg.Reaped != nil {
+			e.Usage.Add(g.cfg.Reaped(b.stub.HostPid))
+		}
 		peer, err := g.cfg.Peer(b.place.Home)
 		if err == nil {
 			_, err = call[struct{}](ctx, peer, "rexec.event", e)

@@ -1,0 +1,195 @@
+package calls
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/deputy"
+	"unum/seccomp"
+	"unum/sys"
+)
+
+// World is this node's world, as calls needs it.
+type World interface {
+	HostPids() ([]int, error)
+	ToHost(unum.Pid) (int, error)
+	ToWorld(host int) (unum.Pid, error)
+	Pid1HostPid() int
+}
+
+// Placements knows the deputies and bodies of this node.
+type Placements interface {
+	// Where returns the node on which the body of a deputy of this node runs.
+	Where(unum.Pid) (unum.NodeID, bool)
+	// Home returns the node that placed a body here.
+	Home(unum.Pid) (unum.NodeID, bool)
+	// Hosts says whether a process may be here by a placement.
+	Hosts() bool
+	// Bodies lists what is placed here, by host PID (0: not yet known).
+	Bodies() map[unum.Pid]int
+	// SignalBody sends a signal to the body of a deputy, past the deputy.
+	SignalBody(ctx context.Context, pid unum.Pid, sig unix.Signal, info *sys.Siginfo) error
+	// InDeputy makes a deputy run a program.
+	InDeputy(ctx context.Context, pid unum.Pid, p *deputy.Program) (*deputy.Result, error)
+	// PlacedIn says whether a process of the session is placed elsewhere.
+	PlacedIn(sid unum.Pid) bool
+	// EnsureGroup makes a group of a session of another node joinable here.
+	EnsureGroup(ctx context.Context, sid, pgid unum.Pid) error
+	// ForegroundChanged tells the carrier of terminals.
+	ForegroundChanged(ctx context.Context, sid unum.Pid)
+	// Note adds to what `unum why` says about a process.
+	Note(pid unum.Pid, text string)
+	// Forbid keeps the command that a deputy stands for at home from now on.
+	Forbid(pid unum.Pid, reason string)
+}
+
+// Config is what the node gives.
+type Config struct {
+	Node     unum.NodeID
+	Range    unum.PIDRange
+	Cookie   uint64
+	Log      *slog.Logger
+	Registry *deputy.Registry
+	World    World
+	Placed   Placements
+	// Peer reaches another node.
+	Peer func(unum.NodeID) (unum.Peer, error)
+	// NodeOf returns the node with an index, if it is up.
+	NodeOf func(unum.NodeIndex) (unum.NodeID, bool)
+	// Others lists the other nodes that are up.
+	Others func() []unum.NodeID
+}
+
+// Calls answers trapped calls.
+type Calls struct {
+	cfg   Config
+	log   *slog.Logger
+	depth int // of PID namespaces, of the world's processes
+
+	accounts *accounts
+	waiters  waiters
+	ipc      ipcReader
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// New makes it.
+func New(cfg Config) (*Calls, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	one, err := sys.ReadTask(cfg.World.Pid1HostPid())
+	if err != nil {
+		return nil, &unum.Error{Op: "answer calls", Err: err}
+	}
+	c := &Calls{cfg: cfg, log: cfg.Log, depth: one.Depth}
+	c.accounts = newAccounts(func(host int) bool {
+		return host == cfg.World.Pid1HostPid() || cfg.Registry.Find(host) != nil
+	})
+	c.ipc.pid1 = cfg.World.Pid1HostPid()
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	return c, nil
+}
+
+// Close ends what waits for other nodes. Calls in flight stay in the journal
+// for the next daemon; a caller that is traced at this moment runs on.
+func (c *Calls) Close() { c.cancel() }
+
+// Register puts the calls that other nodes make on the endpoint.
+func (c *Calls) Register(on func(method string, h unum.Handler)) {
+	on("calls.kill", handle(c.onKill))
+	on("calls.killpg", handle(c.onKillGroup))
+	on("calls.ids", handle(c.onIDs))
+	on("calls.mirror", handle(c.onMirror))
+	on("calls.proc", handle(c.onProc))
+	on("calls.listens", handle(c.onListens))
+	on("calls.refused", handle(c.onRefused))
+}
+
+// Handle answers a trapped call other than exec. It runs on the receiving
+// goroutine and does not block.
+func (c *Calls) Handle(n *seccomp.Notif) {
+	if n.Arch != seccomp.ArchX86_64 {
+		n.Continue()
+		return
+	}
+	switch n.Nr {
+	case unix.SYS_KILL, unix.SYS_RT_SIGQUEUEINFO:
+		c.kill(n)
+	case unix.SYS_TKILL, unix.SYS_TGKILL, unix.SYS_RT_TGSIGQUEUEINFO:
+		c.threadKill(n)
+	case unix.SYS_WAIT4, unix.SYS_WAITID:
+		c.wait(n)
+	case unix.SYS_GETRUSAGE, unix.SYS_TIMES:
+		c.times(n)
+	case unix.SYS_GETPPID:
+		c.getppid(n)
+	case unix.SYS_GETPGID, unix.SYS_GETSID:
+		c.getids(n)
+	case unix.SYS_SETPGID, unix.SYS_SETSID:
+		c.setids(n)
+	case unix.SYS_IOCTL:
+		c.terminal(n)
+	case unix.SYS_CONNECT, unix.SYS_BIND, unix.SYS_LISTEN:
+		c.socket(n)
+	case unix.SYS_SHMGET, unix.SYS_SEMGET, unix.SYS_MSGGET, unix.SYS_MQ_OPEN:
+		c.sysv(n)
+	case unix.SYS_LANDLOCK_RESTRICT_SELF:
+		n.Continue()
+	default:
+		c.proc(n)
+	}
+}
+
+// go_ runs f in a goroutine of c's.
+func (c *Calls) go_(f func(ctx context.Context)) {
+	c.wg.Add(1)
+	go func() {
+		defer c.wg.Done()
+		f(c.ctx)
+	}()
+}
+
+// here says whether a process with a number of another node's range runs on
+// this one as itself: a body, and not a stub that holds the number.
+func (c *Calls) here(pid unum.Pid) bool {
+	_, body := c.cfg.Placed.Home(pid)
+	return body
+}
+
+// own says whether a number is not of another node's range.
+func (c *Calls) own(pid unum.Pid) bool {
+	_, ok := unum.IndexOf(pid)
+	return !ok || c.cfg.Range.Contains(pid)
+}
+
+// caller reads who made a call. nested says that its numbers are those of a
+// PID namespace of its own, which are none of the cluster's.
+func (c *Calls) caller(n *seccomp.Notif) (t *sys.Task, nested bool, err error) {
+	if t, err = sys.ReadTask(n.Tid); err != nil {
+		return nil, false, err
+	}
+	if !n.Valid() {
+		return nil, false, unix.ESRCH
+	}
+	return t, t.Depth != c.depth, nil
+}
+
+// home reaches the node on which a process was born.
+func (c *Calls) home(pid unum.Pid) (unum.Peer, error) {
+	i, ok := unum.IndexOf(pid)
+	if !ok {
+		return nil, unum.ErrNoProcess
+	}
+	id, ok := c.cfg.NodeOf(i)
+	if !ok || id == c.cfg.Node {
+		return nil, unum.ErrNoProcess
+	}
+	return c.cfg.Peer(id)
+}

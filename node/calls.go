@@ -1,0 +1,98 @@
+package node
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/calls"
+	"unum/deputy"
+	"unum/rexec"
+	"unum/sched"
+	"unum/sys"
+)
+
+// newCalls makes what answers the trapped calls besides exec.
+func newCalls(d *Daemon) (*calls.Calls, error) {
+	return calls.New(calls.Config{
+		Node: d.cfg.Node, Range: unum.RangeOf(d.cfg.Index), Cookie: d.cookie, Log: d.log,
+		Registry: d.stubs, World: d.world, Placed: placements{d},
+		Peer: d.peer, NodeOf: d.nodeOf, Others: d.others,
+	})
+}
+
+// nodeOf returns the node with an index, unless it is gone.
+func (d *Daemon) nodeOf(i unum.NodeIndex) (unum.NodeID, bool) {
+	for _, n := range d.members.View().Nodes {
+		if n.Index == i && n.State != unum.Down && n.State != unum.Left {
+			return n.ID, true
+		}
+	}
+	return "", false
+}
+
+// others lists the nodes that are there besides this one.
+func (d *Daemon) others() (out []unum.NodeID) {
+	for _, n := range d.members.View().Nodes {
+		if n.ID != d.cfg.Node && n.State != unum.Down && n.State != unum.Left {
+			out = append(out, n.ID)
+		}
+	}
+	return out
+}
+
+// account notes what a body used, for whoever waits for its deputy.
+func (d *Daemon) account(_, child int, u rexec.Usage) {
+	if c := d.calls.calls; c != nil {
+		c.Account(child, calls.Usage(u))
+	}
+}
+
+// reaped returns what the children of a body used on further nodes.
+func (d *Daemon) reaped(host int) rexec.Usage {
+	if c := d.calls.calls; c != nil {
+		return rexec.Usage(c.Reaped(host))
+	}
+	return rexec.Usage{}
+}
+
+// placements is rexec as calls knows it.
+type placements struct{ d *Daemon }
+
+func (p placements) Where(pid unum.Pid) (unum.NodeID, bool) { return p.d.rexec.Where(pid) }
+func (p placements) Home(pid unum.Pid) (unum.NodeID, bool)  { return p.d.rexec.Guests.Home(pid) }
+func (p placements) Bodies() map[unum.Pid]int               { return p.d.rexec.Guests.HostPids() }
+func (p placements) Hosts() bool                            { return p.d.rexec.Guests.Hosts() }
+func (p placements) PlacedIn(sid unum.Pid) bool             { return p.d.rexec.PlacedIn(sid) }
+func (p placements) Note(pid unum.Pid, text string)         { p.d.rexec.Note(pid, text) }
+
+func (p placements) SignalBody(ctx context.Context, pid unum.Pid, sig unix.Signal, info *sys.Siginfo) error {
+	return p.d.rexec.SignalBody(ctx, pid, sig, info)
+}
+
+func (p placements) InDeputy(ctx context.Context, pid unum.Pid, prog *deputy.Program) (*deputy.Result, error) {
+	return p.d.rexec.InDeputy(ctx, pid, prog)
+}
+
+func (p placements) EnsureGroup(ctx context.Context, sid, pgid unum.Pid) error {
+	return p.d.rexec.Guests.EnsureGroup(ctx, sid, pgid)
+}
+
+func (p placements) ForegroundChanged(ctx context.Context, sid unum.Pid) {
+	p.d.carrier.tty.Homes.ForegroundChanged(ctx, sid)
+}
+
+// Forbid keeps the command of a placed process at home from now on.
+func (p placements) Forbid(pid unum.Pid, reason string) {
+	file, argv, ok := p.d.rexec.Command(pid)
+	if !ok {
+		return
+	}
+	command := sched.Command(file, argv)
+	p.d.schedMu.Lock()
+	defer p.d.schedMu.Unlock()
+	p.d.sched.Forbid(command, fmt.Sprintf("%s: %s", command, reason))
+	p.d.log.Info("a command stays home from now on", "command", command, "reason", reason)
+}

@@ -1,0 +1,128 @@
+package rexec
+
+import (
+	"context"
+
+	"golang.org/x/sys/unix"
+
+	"unum"
+	"unum/deputy"
+	"unum/sys"
+)
+
+// deputyOf returns a placement of this node once its deputy stands.
+func (h *Homes) deputyOf(ctx context.Context, pid unum.Pid) (*placed, error) {
+	h.mu.Lock()
+	p := h.placed[pid]
+	h.mu.Unlock()
+	if p == nil {
+		return nil, unum.ErrNoProcess
+	}
+	select {
+	case <-p.ready:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if p.stub == nil {
+		return nil, unum.ErrNoProcess
+	}
+	return p, nil
+}
+
+// SignalBody sends a signal to the body of a process placed from here, past its
+// deputy: SIGSTOP, which a deputy cannot hand on. The deputy stops when its
+// body has.
+func (h *Homes) SignalBody(ctx context.Context, pid unum.Pid, sig unix.Signal, info *sys.Siginfo) error {
+	p, err := h.deputyOf(ctx, pid)
+	if err != nil {
+		return err
+	}
+	if info == nil {
+		info = sys.MakeSiginfo(sig, 0, 0, 0)
+	}
+	_, err = call[struct{}](ctx, p.peer, "rexec.signal", &signalReq{ID: p.place.ID, Pid: pid, Info: *info})
+	return err
+}
+
+// InDeputy makes the deputy of a process placed from here run a program.
+func (h *Homes) InDeputy(ctx context.Context, pid unum.Pid, prog *deputy.Program) (*deputy.Result, error) {
+	p, err := h.deputyOf(ctx, pid)
+	if err != nil {
+		return nil, err
+	}
+	return p.stub.Run(ctx, prog)
+}
+
+// PlacedIn says whether a process of the session is placed elsewhere.
+func (h *Homes) PlacedIn(sid unum.Pid) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, p := range h.placed {
+		if p.place.Sid == sid {
+			return true
+		}
+	}
+	return false
+}
+
+// Note adds a line to what Why says.
+func (h *Homes) Note(pid unum.Pid, text string) {
+	if old := h.whys.get(pid); old != "" {
+		text = old + "; " + text
+	}
+	h.whys.set(pid, text)
+}
+
+// Command returns what a process placed from here runs.
+func (h *Homes) Command(pid unum.Pid) (path string, argv []string, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := h.placed[pid]
+	if p == nil {
+		return "", nil, false
+	}
+	return p.Path, p.Argv, true
+}
+
+// EnsureGroup makes a process group of a session exist here, so that a member
+// of the session can join it. Preconditions: the group exists at home.
+func (g *Guests) EnsureGroup(ctx context.Context, sid, pgid unum.Pid) error {
+	g.mu.Lock()
+	s := g.sessions[sid]
+	g.mu.Unlock()
+	if s == nil || s.agent == nil {
+		return nil
+	}
+	_, err := g.group(ctx, s, &Spec{Pgid: pgid, Sid: sid})
+	return err
+}
+
+// Hosts says whether this node ever ran a body.
+func (g *Guests) Hosts() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.sessions) > 0
+}
+
+// HostPids lists the bodies by their PID; 0 stands for a number that is not
+// known yet.
+func (g *Guests) HostPids() map[unum.Pid]int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.bodies) == 0 {
+		return nil
+	}
+	out := make(map[unum.Pid]int, len(g.bodies))
+	for pid, b := range g.bodies {
+		host := 0
+		select {
+		case <-b.ready:
+			if b.stub != nil {
+				host = b.stub.HostPid
+			}
+		default:
+		}
+		out[pid] = host
+	}
+	return out
+}
