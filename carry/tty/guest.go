@@ -178,7 +178,7 @@ func (e *End) Local() carry.Local { return carry.Local{File: e.file} }
 // Started says that the body runs. If it leads its group, the group did not
 // exist when GroupReady was called.
 func (e *End) Started(ok bool) {
-	if ok && e.fg {
+	if ok {
 		e.l.confirm()
 	}
 }
@@ -359,7 +359,7 @@ func (l *Line) detach(e *End) {
 	if len(l.ends) == 0 && l.slave != nil {
 		l.slave.Close()
 		l.slave = nil
-		l.raw, l.offered, l.eager = false, false, 0
+		l.raw, l.eager = false, 0
 		if l.want > 0 {
 			l.tell(wantNothing)
 		}

@@ -149,9 +149,10 @@ func testLess(t *testing.T, cmd string) {
 // TestInnerShell: a shell at the guest with jobs of its own.
 func TestInnerShell(t *testing.T) {
 	s := newRig(t).bash()
-	s.send("PS1='in> ' placed bash --norc --noprofile -i\n")
+	s.send("PS1='in> ' placed bash --norc --noprofile --noediting -i\n")
+	s.expect("-i\r\n")
 	s.expect("in> ")
-	for _, c := range [][2]string{{"echo a\n", "a\r\n"}, {"sleep 30\n", ""}} {
+	for _, c := range [][2]string{{"echo a\n", "a\r\n"}, {"sh -c 'echo up; exec sleep 30'\n", "\nup\r\n"}} {
 		s.send(c[0])
 		s.expect(c[1])
 	}
@@ -160,14 +161,14 @@ func TestInnerShell(t *testing.T) {
 	s.expect("^C")
 	s.expect("in> ")
 	s.send("cat\n")
-	s.expect("\x1b[?2004l\r") // readline has put the modes back
+	s.expect("cat\r\n")
 	s.send("x\n")
 	s.expect("x\r\nx\r\n")
 	s.send("\x1a")
 	s.expect("topped")
 	s.expect("in> ")
 	s.send("fg\n")
-	s.expect("\x1b[?2004l\r")
+	s.expect("fg\r\ncat\r\n")
 	s.send("y\n")
 	s.expect("y\r\ny\r\n")
 	s.send("\x04")
@@ -185,6 +186,7 @@ func TestReadline(t *testing.T) {
 	s := r.shell("bash", "--norc", "--noprofile", "-i")
 	s.expect("$ ")
 	s.send("PS1='in> ' placed bash --norc --noprofile -i\r")
+	s.expect("-i\r\n")
 	s.expect("in> ")
 	s.send("echo ab\x02X\r")
 	s.expect("aXb\r\n")

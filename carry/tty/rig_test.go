@@ -453,6 +453,9 @@ func (r *rig) place(c *net.UnixConn) error {
 			return nil
 		case n := <-sigs:
 			sig := unix.Signal(n.Sig)
+			if os.Getenv("TTY_TRACE") != "" {
+				println("SIGNAL", guest, b.pid, sig)
+			}
 			if sig == unix.SIGCONT {
 				if err := homeK.Homes.Sync(ctx, pl); err != nil {
 					return err
@@ -470,6 +473,9 @@ func (r *rig) place(c *net.UnixConn) error {
 			}
 		case n := <-b.events:
 			what := n.Args[0]
+			if os.Getenv("TTY_TRACE") != "" {
+				println("EVENT", guest, b.pid, what, n.Sig, n.Code)
+			}
 			fctx, fcancel := context.WithTimeout(ctx, 10*time.Second)
 			for _, e := range ends {
 				if err := e.Flush(fctx, what != "stop"); err != nil {
