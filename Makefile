@@ -1,8 +1,8 @@
 # make build   the binary, ./unum
 # make play    a three-node cluster on this machine and a shell in it (root)
 # make test    everything that runs in a few minutes (root for most of it)
-# make test-long   builds, floods and other kernels: an hour (root)
-# make bench   the figures of README.md (root)
+# make test-long   builds, floods, deaths and other kernels: about an hour (root)
+# make bench   what it costs, beside native (root)
 
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
@@ -24,6 +24,7 @@ VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
 
 PLAY ?=
 TEST ?= ./...
+LONGTEST ?= ./unumtest/...
 # How long test-long may take.
 LONG ?= 60m
 
@@ -42,7 +43,7 @@ test: need-go tools build
 	@UNUM_BIN="$$PWD/unum" $(GO) test -p 1 -timeout 20m $(TEST)
 
 test-long: need-root need-go tools build
-	@UNUM_LONG=1 UNUM_BIN="$$PWD/unum" $(GO) test -p 1 -timeout $(LONG) -v -count=1 $(TEST)
+	@UNUM_LONG=1 UNUM_BIN="$$PWD/unum" $(GO) test -p 1 -timeout $(LONG) -v -count=1 $(LONGTEST)
 
 # BENCH=-quick takes three minutes instead of half an hour or more.
 bench: need-root need-go tools build
