@@ -68,6 +68,16 @@ const (
 // Gone is closed when the stub's process has ended, by whatever means.
 func (s *Stub) Gone() <-chan struct{} { return s.gone }
 
+// Dead says whether the stub's process was seen to end.
+func (s *Stub) Dead() bool {
+	select {
+	case <-s.gone:
+		return true
+	default:
+		return false
+	}
+}
+
 // Signal sends a signal to the stub's process; info may be nil.
 func (s *Stub) Signal(sig unix.Signal, info *sys.Siginfo) error {
 	s.mu.Lock()

@@ -227,6 +227,13 @@ func (d *Daemon) place(r sched.Request) sched.Decision {
 	return d.sched.Place(time.Now().UnixNano(), v, r)
 }
 
+func (d *Daemon) quick(r sched.Request) (sched.Decision, bool) {
+	v := d.members.View()
+	d.schedMu.Lock()
+	defer d.schedMu.Unlock()
+	return d.sched.Quick(v, r)
+}
+
 func (d *Daemon) finished(pid unum.Pid, o sched.Outcome) {
 	d.schedMu.Lock()
 	defer d.schedMu.Unlock()

@@ -47,3 +47,9 @@ func (a *sessionAgent) SetForeground(ctx context.Context, pgid unum.Pid) error {
 	_, err = res.Err()
 	return err
 }
+
+// leader stands for a body that leads its session: it is no agent, and sets
+// the foreground group of its terminal itself.
+type leader struct{}
+
+func (leader) SetForeground(context.Context, unum.Pid) error { return nil }

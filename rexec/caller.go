@@ -58,17 +58,29 @@ func (h *Homes) look(n *seccomp.Notif) (*caller, string) {
 		return nil, ""
 	}
 	c.nul = pathAddr + uint64(len(c.path))
+	quick := sched.Request{Path: c.path, Hint: hint, Caller: h.cfg.Node, Home: h.cfg.Node}
+	if sched.NeedsArgv(c.path) {
+		if c.argv, err = readVector(n.Tid, c.argvAddr); err != nil {
+			return nil, ""
+		}
+		quick.Argv = c.argv
+	}
+	if d, ok := h.cfg.Quick(quick); ok {
+		return nil, d.Why
+	}
 	if why := h.resolve(c); why != "" {
 		return nil, why
 	}
 	if c.task, err = sys.ReadTask(n.Tid); err != nil {
 		return nil, ""
 	}
-	if c.argv, err = readVector(n.Tid, c.argvAddr); err != nil {
-		return nil, ""
+	if c.argv == nil {
+		if c.argv, err = readVector(n.Tid, c.argvAddr); err != nil {
+			return nil, ""
+		}
 	}
 	c.dest = h.cfg.Place(sched.Request{
-		Pid: c.task.Pid, Path: c.real, Argv: c.argv, Hint: hint,
+		Pid: c.task.Pid, Path: c.path, Argv: c.argv, Hint: hint,
 		Caller: h.cfg.Node, Home: h.cfg.Node,
 		Guest:       h.foreign(c.task.Sid),
 		Avoid:       h.avoid(c.task),
@@ -347,15 +359,15 @@ func (h *Homes) gather(c *caller) (*Spec, error) {
 	if strings.HasSuffix(s.Cwd, " (deleted)") || ownPlace(s.Cwd) {
 		return nil, fmt.Errorf("its working directory is %s: %w", s.Cwd, unum.ErrStaysHome)
 	}
-	if s.Limits, err = sys.Rlimits(t.Tgid); err != nil {
+	if s.Limits, err = sys.ReadLimits(t.Tgid); err != nil {
 		return nil, err
 	}
-	b, err := os.ReadFile(dir + "/oom_score_adj")
+	b, err := sys.ReadProc(dir + "/oom_score_adj")
 	if err != nil {
 		return nil, err
 	}
 	s.OOM, _ = strconv.Atoi(strings.TrimSpace(string(b)))
-	if b, err = os.ReadFile(dir + "/personality"); err != nil {
+	if b, err = sys.ReadProc(dir + "/personality"); err != nil {
 		return nil, err
 	}
 	s.Persona, _ = strconv.ParseUint(strings.TrimSpace(string(b)), 16, 64)
@@ -379,7 +391,7 @@ func children(pid int) (bool, error) {
 		return false, err
 	}
 	for _, tid := range tids {
-		b, err := os.ReadFile(dir + tid + "/children")
+		b, err := sys.ReadProc(dir + tid + "/children")
 		if err != nil && !os.IsNotExist(err) {
 			return false, err
 		}

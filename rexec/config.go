@@ -29,6 +29,8 @@ type Config struct {
 	Terminal *tty.Kind // one of Carry's kinds; it carries controlling terminals too
 
 	Peer func(unum.NodeID) (unum.Peer, error)
+	// Quick answers what needs little knowledge of the caller (sched.Quick).
+	Quick func(sched.Request) (sched.Decision, bool)
 	// Place decides; Finished, Failed and Forbid are what it learns from.
 	Place    func(sched.Request) sched.Decision
 	Finished func(unum.Pid, sched.Outcome)

@@ -134,9 +134,10 @@ func (g *Guests) session(ctx context.Context, req *startReq) (*session, error) {
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.agent != nil {
+	if s.agent != nil && !s.agent.Dead() {
 		return s, nil
 	}
+	// A first one, or one that somebody has killed with its group.
 	agent, err := g.makeAgent(ctx, s, req)
 	if err != nil {
 		g.leave(s)
@@ -185,11 +186,14 @@ func (g *Guests) group(ctx context.Context, s *session, spec *Spec) (*deputy.Stu
 	defer s.mu.Unlock()
 	if spec.Pgid == spec.Pid {
 		h := s.holders[spec.Pid]
-		if h == nil {
+		delete(s.holders, spec.Pid)
+		if h == nil || h.Dead() {
 			return nil, nil
 		}
-		delete(s.holders, spec.Pid)
 		return h, g.note(s)
+	}
+	if h := s.holders[spec.Pgid]; h != nil && h.Dead() {
+		delete(s.holders, spec.Pgid) // killed with its group
 	}
 	if spec.Pgid == spec.Sid || s.holders[spec.Pgid] != nil {
 		return nil, nil
@@ -239,7 +243,7 @@ func (g *Guests) start(ctx context.Context, req *startReq) *startRes {
 func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 	spec := &req.Spec
 	spec.ctty = -1 // a body's session has its terminal from the agent
-	if req.TTY != nil && req.Spec.Pid != req.Spec.Sid {
+	if req.TTY != nil {
 		if req.end, err = g.cfg.Terminal.Guests.Session(ctx, req.Place, req.TTY); err != nil {
 			return fmt.Errorf("terminal of session %d: %w", spec.Sid, err)
 		}
@@ -274,10 +278,20 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 		g.mu.Unlock()
 		g.leave(s)
 	}()
+	bi := &birth{spec: spec, parent: s.agent}
 	if req.end != nil {
 		b.guests = append(b.guests, req.end)
+		if spec.Pid == spec.Sid {
+			// It leads its session, so it takes the terminal itself.
+			slave, err := req.end.Slave()
+			if err != nil {
+				return fmt.Errorf("terminal of session %d: %w", spec.Sid, err)
+			}
+			spec.ctty = cttyNum
+			bi.locals = append(bi.locals, local{Local: carry.Local{File: slave}, nums: []int{cttyNum}, cloexec: true})
+			req.end.SetAgent(leader{})
+		}
 	}
-	bi := &birth{spec: spec, parent: s.agent}
 	for _, d := range req.Descs {
 		k, err := g.cfg.Carry.Kind(d.Kind)
 		if err != nil {
@@ -288,7 +302,7 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 			return fmt.Errorf("fd %d (%s): %w", d.Nums[0], d.Kind, err)
 		}
 		b.guests = append(b.guests, c)
-		bi.locals = append(bi.locals, local{c.Local(), d.Nums})
+		bi.locals = append(bi.locals, local{Local: c.Local(), nums: d.Nums})
 	}
 	defer func() {
 		for _, l := range bi.locals {

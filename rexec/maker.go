@@ -120,7 +120,8 @@ type birth struct {
 // local is one descriptor of a birth.
 type local struct {
 	carry.Local
-	nums []int
+	nums    []int
+	cloexec bool
 }
 
 // make makes the process. It returns once its exec has succeeded, with the
@@ -129,7 +130,9 @@ func (m *maker) make(ctx context.Context, b *birth) (*deputy.Stub, error) {
 	above := 16
 	for _, l := range b.locals {
 		for _, n := range l.nums {
-			above = max(above, n+1)
+			if !l.cloexec {
+				above = max(above, n+1)
+			}
 		}
 	}
 	var inject []deputy.Injection
@@ -142,7 +145,7 @@ func (m *maker) make(ctx context.Context, b *birth) (*deputy.Stub, error) {
 			continue
 		}
 		for _, n := range l.nums {
-			inject = append(inject, deputy.Injection{File: l.File, Num: n})
+			inject = append(inject, deputy.Injection{File: l.File, Num: n, Cloexec: l.cloexec})
 		}
 	}
 	if share {

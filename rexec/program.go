@@ -17,6 +17,9 @@ const capVersion = 0x20080522
 // opens its descriptors; the exec closes it.
 const mountNum = 1000
 
+// cttyNum is where a session's leader finds its terminal; the exec closes it.
+const cttyNum = 1002
+
 // arenaRoom is how many bytes of arguments fit the stub's own data; more is
 // mapped first.
 const arenaRoom = 100 << 10

@@ -101,7 +101,7 @@ func (r *Runs) Start(ctx context.Context, c *Command) (unum.Pid, error) {
 	b := &birth{spec: spec}
 	for i, f := range c.Files {
 		if f != nil {
-			b.locals = append(b.locals, local{carry.Local{File: f}, []int{i}})
+			b.locals = append(b.locals, local{Local: carry.Local{File: f}, nums: []int{i}})
 		}
 	}
 	r.start.Lock()

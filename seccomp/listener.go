@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"sync"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -72,11 +72,10 @@ func (n *Notif) AddFD(f *os.File, at int, cloexec bool) (int, error) {
 // daemon: that file is the journal of calls in flight. A received notification
 // is never delivered again, but a successor's answer with its id works.
 type Listener struct {
-	file  *os.File
 	raw   int
+	wake  int // an eventfd: Close was called
 	log   *slog.Logger
 	slots *slots
-	once  sync.Once
 	done  chan struct{}
 }
 
@@ -85,23 +84,23 @@ func NewListener(file *os.File, journal string, log *slog.Logger) (*Listener, er
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	// The netpoller takes a descriptor only if it does not block.
-	fd := int(file.Fd())
-	if err := unix.SetNonblock(fd, true); err != nil {
-		return nil, fmt.Errorf("seccomp listener: %w", err)
-	}
-	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	dup, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("seccomp listener: %w", err)
 	}
 	file.Close()
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		unix.Close(dup)
+		return nil, fmt.Errorf("seccomp listener: %w", err)
+	}
 	s, err := openSlots(journal)
 	if err != nil {
 		unix.Close(dup)
 		return nil, fmt.Errorf("seccomp journal %s: %w", journal, err)
 	}
 	setSyncWakeUp(dup)
-	return &Listener{file: os.NewFile(uintptr(dup), "seccomp"), raw: dup, log: log, slots: s, done: make(chan struct{})}, nil
+	return &Listener{raw: dup, wake: wake, log: log, slots: s, done: make(chan struct{})}, nil
 }
 
 func (l *Listener) fd() int { return l.raw }
@@ -123,53 +122,39 @@ func (l *Listener) Serve(handle func(*Notif)) error {
 			l.release(n.slot)
 		}
 	}
-	rc, err := l.file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var end error
-	err = rc.Read(func(uintptr) bool {
-		for {
-			ev, err := pollNow(l.raw)
-			switch {
-			case err != nil:
-				end = err
-				return true
-			case ev&unix.POLLIN != 0:
-			case ev&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0:
-				end = ErrWorldGone
-				return true
-			default:
-				return false
-			}
-			slot, buf := l.slots.get()
-			err = notifRecv(l.raw, buf)
-			if err != nil {
-				l.slots.put(slot)
-				// ENOENT: the caller died before it was received.
-				if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINTR) {
-					continue
-				}
-				end = err
-				return true
-			}
-			n := parseNotif(buf)
-			n.l, n.slot, n.At = l, slot, time.Now()
-			handle(n)
+	// A thread of its own, blocked in poll: the netpoller would wake a second
+	// one for each call, since the listener is always writable.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for {
+		ev, err := pollEither(l.raw, l.wake)
+		switch {
+		case err != nil:
+			return err
+		case ev == 0: // Close
+			return nil
+		case ev&unix.POLLIN == 0:
+			return ErrWorldGone
 		}
-	})
-	if end != nil {
-		return end
+		slot, buf := l.slots.get()
+		if err := notifRecv(l.raw, buf); err != nil {
+			l.slots.put(slot)
+			// ENOENT: the caller died before it was received.
+			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINTR) {
+				continue
+			}
+			return err
+		}
+		n := parseNotif(buf)
+		n.l, n.slot, n.At = l, slot, time.Now()
+		handle(n)
 	}
-	if errors.Is(err, os.ErrClosed) {
-		return nil
-	}
-	return err
 }
 
-// Close ends Serve. Calls that are not answered stay in the journal.
+// Close ends Serve and waits for it. Calls that are not answered stay in the
+// journal, and the descriptor open: answers may still be under way.
 func (l *Listener) Close() error {
-	var err error
-	l.once.Do(func() { err = l.file.Close() })
+	_, err := unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	<-l.done
 	return err
 }

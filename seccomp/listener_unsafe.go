@@ -78,14 +78,22 @@ func notifAddFD(fd int, id uint64, src, at int, cloexec bool) (int, error) {
 	return ioctl(fd, ioctlAddFD, unsafe.Pointer(&a))
 }
 
-func pollNow(fd int) (int16, error) {
-	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+// pollEither waits for the listener and returns its events, or 0 when wake
+// became readable.
+func pollEither(fd, wake int) (int16, error) {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(wake), Events: unix.POLLIN}}
 	for {
-		_, err := unix.Poll(p, 0)
+		_, err := unix.Poll(p, -1)
 		if err == unix.EINTR {
 			continue
 		}
-		return p[0].Revents, err
+		if err != nil {
+			return 0, err
+		}
+		if p[1].Revents != 0 {
+			return 0, nil
+		}
+		return p[0].Revents, nil
 	}
 }
 

@@ -2,13 +2,12 @@ package sys
 
 import (
 	"bytes"
-	"os"
 	"strconv"
 )
 
 // MemFree returns MemTotal and MemAvailable of /proc/meminfo, in bytes.
 func MemFree() (total, free uint64, err error) {
-	b, err := os.ReadFile("/proc/meminfo")
+	b, err := ReadProc("/proc/meminfo")
 	if err != nil {
 		return 0, 0, err
 	}
@@ -31,7 +30,7 @@ func MemFree() (total, free uint64, err error) {
 // Runnable says whether the first thread of a process is running or waiting
 // for a processor.
 func Runnable(pid int) bool {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	b, err := ReadProc("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return false
 	}

@@ -3,7 +3,6 @@ package sys
 import (
 	"bytes"
 	"fmt"
-	"os"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -45,7 +44,7 @@ type Task struct {
 // ReadTask reads /proc/TID/status and stat.
 func ReadTask(tid int) (*Task, error) {
 	dir := "/proc/" + strconv.Itoa(tid)
-	b, err := os.ReadFile(dir + "/status")
+	b, err := ReadProc(dir + "/status")
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +52,7 @@ func ReadTask(tid int) (*Task, error) {
 	if err := t.status(b); err != nil {
 		return nil, fmt.Errorf("%s/status: %w", dir, err)
 	}
-	if b, err = os.ReadFile(dir + "/stat"); err != nil {
+	if b, err = ReadProc(dir + "/stat"); err != nil {
 		return nil, err
 	}
 	if err := t.stat(b); err != nil {

@@ -239,10 +239,10 @@ func ordinary() {
 // descriptor of ns_last_pid. Preconditions: /proc is the new namespace's.
 func takeRange(r unum.PIDRange) (int, error) {
 	const maxFile, lastFile = "/proc/sys/kernel/pid_max", "/proc/sys/kernel/ns_last_pid"
-	limit := int(unum.PidLimit) // before 6.14 pid_max is the machine's
-	if major, minor := release(); major > 6 || major == 6 && minor >= 14 {
-		limit = int(r.Last()) + 1
-	}
+	// The whole cluster's numbers must be possible: bodies of every node's range
+	// are made here. (Before 6.14 pid_max is the machine's.) What keeps births
+	// within the range is pid 1, which sets the cursor back.
+	limit := int(unum.PidLimit)
 	b, err := os.ReadFile(maxFile)
 	if err != nil {
 		return -1, err

@@ -183,10 +183,8 @@ func TestWorld(t *testing.T) {
 		if err != nil || !c.Range.Contains(unum.Pid(got)) || got > int(c.Range.First)+100 {
 			t.Errorf("a child has PID %d (%v), the range is %v", got, err, c.Range)
 		}
-		if major, minor := release(); major > 6 || major == 6 && minor >= 14 {
-			if got := inWorld(t, w, "cat", "/proc/sys/kernel/pid_max"); got != strconv.Itoa(int(c.Range.Last())+1) {
-				t.Errorf("pid_max inside is %s", got)
-			}
+		if got := inWorld(t, w, "cat", "/proc/sys/kernel/pid_max"); got != strconv.Itoa(int(unum.PidLimit)) {
+			t.Errorf("pid_max inside is %s", got)
 		}
 		if pids, err := w.HostPids(); err != nil || !slices.Equal(pids, []int{w.Pid1HostPid()}) {
 			t.Errorf("HostPids() = %v, %v", pids, err)
