@@ -205,11 +205,14 @@ func (p *Play) Dump() string {
 	logs, _ := filepath.Glob(filepath.Join(PlayDir, p.Name, "*", "*.log"))
 	for _, l := range logs {
 		t, _ := os.ReadFile(l)
-		if len(t) > 3000 {
-			t = t[len(t)-3000:]
+		var lines []string
+		for _, line := range strings.Split(strings.TrimSpace(string(t)), "\n") {
+			if line != "" && !strings.Contains(line, "level=DEBUG") && !strings.Contains(line, "etcd: ") {
+				lines = append(lines, line)
+			}
 		}
-		if len(t) > 0 {
-			fmt.Fprintf(&b, "end of %s:\n%s\n", l, t)
+		if n := len(lines); n > 0 {
+			fmt.Fprintf(&b, "end of %s:\n  %s\n", l, strings.Join(lines[max(0, n-8):], "\n  "))
 		}
 	}
 	if s := p.Stderr(); s != "" {
