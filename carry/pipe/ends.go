@@ -67,6 +67,9 @@ func (h *half) leave() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.refs--
+	if h.refs == 0 {
+		close(h.left)
+	}
 	return h.refs == 0
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,12 +81,15 @@ type half struct {
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
 	released chan struct{}
-	once     sync.Once   // of end
-	heard    atomic.Bool // a message came since the last dial
+	left     chan struct{} // closed when the node has closed its last end
+	once     sync.Once     // of end
+	heard    atomic.Bool   // a message came since the last dial
 
 	mu        sync.Mutex
 	link      *link
-	refs      int // descriptions that share the half
+	unlinked  time.Time // since when there is no link
+	refs      int       // descriptions that share the half
+	nums      []int     // their numbers in the deputy
 	releasing bool
 	committed bool
 	failed    error
@@ -149,10 +153,50 @@ func (h *half) release() {
 		h.eng.release()
 		h.drop(h.ctx)
 		close(h.released)
-		if l := h.current(); l != nil && h.side == home {
+		if h.side != home {
+			return
+		}
+		if l := h.current(); l != nil {
 			l.send([]byte{mOver})
 		}
+		h.letGo()
 	})
+}
+
+// letGoAfter is how long a half waits before it has the deputy close its
+// descriptors. Mostly the deputy is about to end and closes them anyway.
+const letGoAfter = 5 * time.Millisecond
+
+// letGo makes the deputy close what the body and its children have closed: its
+// copy is the last that keeps a reader at home from the end of the file, and a
+// writer from the broken pipe.
+func (h *half) letGo() {
+	h.mu.Lock()
+	left := h.left
+	h.mu.Unlock()
+	select {
+	case <-time.After(letGoAfter):
+	case <-left:
+		return
+	case <-h.c.ctx.Done():
+		return
+	}
+	h.mu.Lock()
+	nums := slices.Clone(h.nums)
+	ok := h.committed
+	h.mu.Unlock()
+	if ok {
+		h.c.letGo(h.rec.Pl, nums)
+	}
+}
+
+func (c *Carrier) letGo(pl carry.Placement, nums []int) {
+	if c.env.Release == nil || len(nums) == 0 {
+		return
+	}
+	if err := c.env.Release(c.ctx, pl, nums); err != nil && c.ctx.Err() == nil {
+		c.log.Warn("the deputy keeps a pipe open", "pid", pl.Pid, "op", pl.ID, "err", err)
+	}
 }
 
 // drop takes all that is kept for the half from the keeper.
@@ -254,6 +298,7 @@ func (h *half) serve(ctx context.Context, ch unum.Channel) error {
 		h.mu.Lock()
 		if h.link == l {
 			h.link = nil
+			h.unlinked = time.Now()
 		}
 		h.mu.Unlock()
 		h.eng.detached(l)

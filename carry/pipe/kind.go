@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/vmihailenco/msgpack/v5"
@@ -63,13 +64,18 @@ func (k *kind) open(pl carry.Placement, d *carry.Desc, s side, fresh func(h *hal
 	k.c.mu.Lock()
 	if h := k.c.halves[rec.Key]; h != nil {
 		h.mu.Lock()
+		if h.refs == 0 { // taken up without the node
+			h.left = make(chan struct{})
+		}
 		h.refs++
+		h.nums = append(h.nums, d.Nums...)
 		h.mu.Unlock()
 		k.c.mu.Unlock()
 		return h, nil
 	}
 	k.c.mu.Unlock()
 	h := k.c.newHalf(rec, nil)
+	h.nums = slices.Clone(d.Nums)
 	if err := fresh(h, &dd); err != nil {
 		h.abandon()
 		return nil, err
@@ -174,7 +180,7 @@ func (k *kind) Land(ctx context.Context, pl carry.Placement, d *carry.Desc) (car
 // newHalf makes a half that is not on the books yet.
 func (c *Carrier) newHalf(rec record, p *page) *half {
 	h := &half{c: c, side: rec.Key.Side, rec: rec, page: p, refs: 1,
-		released: make(chan struct{})}
+		released: make(chan struct{}), left: make(chan struct{}), unlinked: time.Now()}
 	h.ctx, h.cancel = context.WithCancel(c.ctx)
 	return h
 }

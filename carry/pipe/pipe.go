@@ -16,10 +16,8 @@ package pipe
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -76,6 +74,8 @@ func New(env *carry.Env) (*Carrier, error) {
 		c.witness = nil
 	}
 	c.adopt()
+	c.wg.Add(1)
+	go c.tend()
 	env.Accept(Service, c.accept)
 	return c, nil
 }
@@ -186,40 +186,4 @@ func (c *Carrier) forget(h *half) {
 	}
 	c.mu.Unlock()
 	c.landed.broadcast()
-}
-
-// adopt resumes halves whose placement is over. The node resumes the others.
-func (c *Carrier) adopt() {
-	names, err := os.ReadDir(c.env.StateDir)
-	if err != nil {
-		return
-	}
-	for _, e := range names {
-		if !strings.HasPrefix(e.Name(), "pipe-") {
-			continue
-		}
-		if err := c.adoptOne(c.env.StateDir + "/" + e.Name()); err != nil {
-			c.log.Warn("a carried pipe cannot be taken up", "path", e.Name(), "err", err)
-		}
-	}
-}
-
-func (c *Carrier) adoptOne(path string) error {
-	p, b, err := openPage(path)
-	if err != nil {
-		return err
-	}
-	var rec record
-	if err := msgpack.Unmarshal(b, &rec); err != nil || !p.has(fAdrift) {
-		p.close()
-		return err
-	}
-	h := c.newHalf(rec, p)
-	var f *os.File
-	if !p.has(fReleased) && rec.Key.Side == home {
-		if f, err = c.env.Keeper.Take(h.pipeName()); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-	}
-	return h.resume(f)
 }

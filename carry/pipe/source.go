@@ -43,6 +43,7 @@ type source struct {
 	fresh    bool   // no link yet, in no incarnation: the sink has what was prefilled
 	hold     bool   // before Commit: consume nothing
 	wanted   uint64 // free of the sink, while hold
+	over     bool   // nobody will read more
 	confirm  uint64 // the confirm asked for with it
 	consumed uint64
 	acked    uint64 // wrote of the sink
@@ -372,14 +373,18 @@ func (s *source) settle() error {
 	return nil
 }
 
-// finish is the end at home: the body and its children have let go.
+// finish is the end at home: the body and its children have let go. Before
+// Commit it waits for it: what the body has read is yet to be consumed.
 func (s *source) finish() error {
 	s.mu.Lock()
-	var err error
-	if s.in != nil && !s.hold {
-		if err = s.consume(s.wanted); err == nil {
-			s.giveBack()
-		}
+	s.over = true
+	if s.in == nil || s.hold {
+		s.mu.Unlock()
+		return nil
+	}
+	err := s.consume(s.wanted)
+	if err == nil {
+		s.giveBack()
 	}
 	s.mu.Unlock()
 	s.h.release()
@@ -403,8 +408,12 @@ func (s *source) commit() {
 	s.mu.Lock()
 	s.hold = false
 	s.verify()
+	settle := s.settle
+	if s.over {
+		settle = s.finish
+	}
 	s.mu.Unlock()
-	if err := s.settle(); err != nil {
+	if err := settle(); err != nil {
 		s.h.fail(err)
 	}
 }
@@ -434,6 +443,12 @@ func (s *source) flush(ctx context.Context, final bool) error {
 		defer s.mu.Unlock()
 		return s.acked >= target && !ended
 	})
+}
+
+// hungUp says that a pipe has no writer any more.
+func hungUp(f *os.File) bool {
+	ev, err := sys.Poll(f, unix.POLLIN)
+	return err == nil && ev&unix.POLLHUP != 0
 }
 
 // release closes the pipe's end. It waits for the pump, so it is called from

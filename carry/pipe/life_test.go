@@ -1,0 +1,177 @@
+package pipe
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"unum/carry"
+)
+
+// A body may have read and ended before its caller has become the deputy.
+func TestEndBeforeCommit(t *testing.T) {
+	r := newRig(t)
+	pr, pw := userPipe(t)
+	pw.WriteString("1\n2\n")
+	p := r.carry('r', dup(t, pr), 0, false)
+	cmd := sh("read x; echo $x")
+	cmd.Stdin = p.body
+	out, err := cmd.Output()
+	if err != nil || string(out) != "1\n" {
+		t.Fatal(err, out)
+	}
+	p.guest.Started(true)
+	p.body.Close()
+	flushed := make(chan error)
+	go func() { flushed <- p.guest.Flush(context.Background(), true) }()
+	time.Sleep(20 * time.Millisecond)
+	p.home.Commit()
+	if err := <-flushed; err != nil {
+		t.Error(err)
+	}
+	p.ended()
+	pw.Close()
+	if rest, _ := io.ReadAll(pr); string(rest) != "2\n" {
+		t.Errorf("%q is left", rest)
+	}
+}
+
+// A body that closes its end and lives on: the deputy closes its copy too.
+func TestClosedByBody(t *testing.T) {
+	r := newRig(t)
+	for _, dir := range []byte{'r', 'w'} {
+		pr, pw := userPipe(t)
+		user := pr
+		if dir == 'w' {
+			user = pw
+		}
+		var p *placed
+		told := make(chan []int, 1)
+		r.side[0].env.Release = func(ctx context.Context, pl carry.Placement, nums []int) error {
+			p.user.Close()
+			told <- nums
+			return nil
+		}
+		p = r.carry(dir, dup(t, user), 0, false)
+		cmd := p.start(exec.Command("sh", "-c", "exec <&- >&-; exec sleep 60"))
+		user.Close()
+		if dir == 'w' {
+			if n, err := pr.Read(make([]byte, 1)); err != io.EOF {
+				t.Errorf("read %d, %v, want the end", n, err)
+			}
+		} else {
+			var err error
+			eventually(t, func() bool { _, err = pw.Write([]byte("x")); return err != nil })
+			if pe, ok := err.(*os.PathError); !ok || pe.Err != syscall.EPIPE {
+				t.Errorf("write: %v, want EPIPE", err)
+			}
+		}
+		if nums := <-told; len(nums) != 1 || nums[0] != 0 {
+			t.Errorf("released %v", nums)
+		}
+		cmd.Process.Kill()
+		p.wait(cmd)
+	}
+}
+
+// Children of a body are served by a successor that the node tells nothing of
+// them.
+func TestAdrift(t *testing.T) {
+	r := newRig(t)
+	pr, pw := userPipe(t)
+	p := r.carry('w', pw, 0, false)
+	p.wait(p.start(sh("(sleep 0.3; echo late) & echo early")))
+	for _, n := range r.side {
+		n.restart()
+	}
+	if got, _ := io.ReadAll(pr); string(got) != "early\nlate\n" {
+		t.Errorf("read %q", got)
+	}
+}
+
+// The guest is lost: home lets go, and what the body had not taken is left.
+func TestGuestLost(t *testing.T) {
+	r := newRig(t)
+	pr, pw := userPipe(t)
+	p := r.carry('r', dup(t, pr), 0, false)
+	cmd := p.start(exec.Command("sleep", "60"))
+	pw.WriteString("kept")
+	r.side[1].node.Lost()
+	r.net.Cut()
+	<-p.home.(*homeEnd).Gone()
+	cmd.Process.Kill()
+	cmd.Wait()
+	p.home.Close()
+	p.user.Close()
+	pw.Close()
+	if rest, _ := io.ReadAll(pr); string(rest) != "kept" {
+		t.Errorf("%q is left", rest)
+	}
+	p.guest.Close()
+	r.side[1].c.mourn(0)
+}
+
+// Pages that no node takes up go by and by.
+func TestOrphans(t *testing.T) {
+	r := newRig(t)
+	pr, _ := userPipe(t)
+	p := r.carry('r', dup(t, pr), 0, false)
+	cmd := p.start(exec.Command("sleep", "60"))
+	for _, n := range r.side {
+		n.restart()
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	p.user.Close()
+	for _, n := range r.side {
+		paths, _ := filepath.Glob(n.dir + "/*")
+		if len(paths) != 1 {
+			t.Errorf("%s: pages %q", n.env.Node, paths)
+		}
+		for _, path := range paths {
+			if err := n.c.adoptOne(path, true); err != nil {
+				t.Errorf("%s: %v", n.env.Node, err)
+			}
+		}
+	}
+}
+
+// Many pipes at once, and nothing is left of them; see the rig's end.
+func TestMany(t *testing.T) {
+	r := newRig(t)
+	done := make(chan string)
+	const n = 60
+	for i := range n {
+		pr, pw := userPipe(t)
+		qr, qw := userPipe(t)
+		in, out := r.carry('r', pr, 0, false), r.carry('w', qw, 0, false)
+		cmd := exec.Command("cat")
+		cmd.Stdin, cmd.Stdout = in.body, out.body
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		in.begun()
+		out.begun()
+		go func() {
+			fmt.Fprintln(pw, "line", i)
+			pw.Close()
+			cmd.Wait()
+			in.ended()
+			out.ended()
+			b, _ := io.ReadAll(qr)
+			if string(b) != fmt.Sprintln("line", i) {
+				t.Errorf("%d: %q", i, b)
+			}
+			done <- ""
+		}()
+	}
+	for range n {
+		<-done
+	}
+}
