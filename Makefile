@@ -30,8 +30,8 @@ LONG ?= 60m
 
 .PHONY: build play test test-long bench need-go need-root tools clean
 
-# -s -w: no debugger's tables, a third less. -E: see first/entry_amd64.s; without it unum works, but for signals that were
-# ignored when `unum run` was called.
+# -s -w: no debugger's tables, a third less. -E: see first/entry_amd64.s; without
+# it unum works, but for signals that were ignored when `unum run` was called.
 build: need-go
 	@$(GO) build -trimpath $(VCS) -ldflags '-s -w -E first.entry' -o unum ./cmd/unum
 
