@@ -40,12 +40,11 @@ func (c *Calls) note(ctx context.Context, t *sys.Task, text string) { c.refused(
 func (c *Calls) refused(ctx context.Context, t *sys.Task, text, forbid string) {
 	text = fmt.Sprintf("on %s: %s", c.cfg.Node, text)
 	c.log.Warn("a call of a process", "pid", t.Pid, "comm", t.Comm, "what", text)
-	c.cfg.Placed.Note(t.Pid, text)
-	if !c.placed(t) {
-		return
-	}
 	pid := c.bodyOf(t)
 	id, ok := c.cfg.Placed.Home(pid)
+	if pid != t.Pid || !ok {
+		c.cfg.Placed.Note(t.Pid, text)
+	}
 	if !ok {
 		return
 	}

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -58,6 +59,39 @@ func (d *Daemon) reaped(host int) rexec.Usage {
 	return rexec.Usage{}
 }
 
+// commands remembers as what the scheduler placed the latest processes.
+type commands struct {
+	mu   sync.Mutex
+	last map[unum.Pid]string
+}
+
+const maxCommands = 8192
+
+func (c *commands) note(pid unum.Pid, command string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.last == nil || len(c.last) >= maxCommands {
+		c.last = map[unum.Pid]string{}
+	}
+	c.last[pid] = command
+}
+
+func (c *commands) of(pid unum.Pid) (string, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s, ok := c.last[pid]
+	return s, ok
+}
+
+// place asks the scheduler, and remembers what is placed elsewhere.
+func (p *dispatcher) place(r sched.Request) sched.Decision {
+	dec := p.d.place(r)
+	if dec.Err == nil && dec.Node != p.d.cfg.Node {
+		p.commands.note(r.Pid, sched.Command(r.Path, r.Argv))
+	}
+	return dec
+}
+
 // placements is rexec as calls knows it.
 type placements struct{ d *Daemon }
 
@@ -86,11 +120,10 @@ func (p placements) ForegroundChanged(ctx context.Context, sid unum.Pid) {
 
 // Forbid keeps the command of a placed process at home from now on.
 func (p placements) Forbid(pid unum.Pid, reason string) {
-	file, argv, ok := p.d.rexec.Command(pid)
+	command, ok := p.d.calls.commands.of(pid)
 	if !ok {
 		return
 	}
-	command := sched.Command(file, argv)
 	p.d.schedMu.Lock()
 	defer p.d.schedMu.Unlock()
 	p.d.sched.Forbid(command, fmt.Sprintf("%s: %s", command, reason))

@@ -14,6 +14,8 @@ type dispatcher struct {
 	ready chan struct{} // closed when placement stands
 	rexec *rexec.Service
 	calls *calls.Calls
+
+	commands commands
 }
 
 func newDispatcher(d *Daemon) *dispatcher {

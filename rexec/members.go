@@ -73,17 +73,6 @@ func (h *Homes) Note(pid unum.Pid, text string) {
 	h.whys.set(pid, text)
 }
 
-// Command returns what a process placed from here runs.
-func (h *Homes) Command(pid unum.Pid) (path string, argv []string, ok bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	p := h.placed[pid]
-	if p == nil {
-		return "", nil, false
-	}
-	return p.Path, p.Argv, true
-}
-
 // EnsureGroup makes a process group of a session exist here, so that a member
 // of the session can join it. Preconditions: the group exists at home.
 func (g *Guests) EnsureGroup(ctx context.Context, sid, pgid unum.Pid) error {
