@@ -46,7 +46,7 @@ func TestChain(t *testing.T) {
 		t.Errorf("n3 read %q", got)
 	}
 	first.started()
-	first.ended() // with the body on n3, its deputy on n2 ends
+	first.ended()                                         // with the body on n3, its deputy on n2 ends
 	if err := p.body(f, out, "head", "-n1"); err != nil { // a sibling, straight from home
 		t.Fatal(err)
 	}
