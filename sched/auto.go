@@ -90,7 +90,13 @@ func (s *Scheduler) auto(now int64, v View, r Request, key string) Decision {
 	if r.Guest && lh < 2*lb {
 		return stay("where its parent was placed")
 	}
-	if cost(d, lb, s.cfg.Hop, lh) >= cost(d, lh, 0, 0) {
+	// Reports are noisy: what is known must be better by half a task, what is
+	// not by a whole one.
+	margin := 0.5
+	if !known {
+		margin = 0.9
+	}
+	if here.crowd(extra)-best.crowd(1) < margin/cpus(here.info) || cost(d, lb, s.cfg.Hop, lh) >= cost(d, lh, 0, 0) {
 		return stay("here is as good as elsewhere")
 	}
 	s.begin(now, r.Pid, best.info.ID, key)
