@@ -57,7 +57,7 @@ func TestNodeOfBodyDies(t *testing.T) {
 	pid := atoi(t, w.want(20*time.Second, `^pid (\d+)`)[1])
 	w.find("n2", pid, false)
 	w.kill(w.node("n2").Pid)
-	w.want(notice, `^status 137`)
+	w.want(lease+notice, `^status 137`)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	out, err := w.play.Unum(ctx, "why", strconv.Itoa(pid))
@@ -76,7 +76,7 @@ read line
 	pid := atoi(t, w.want(20*time.Second, `^pid (\d+)`)[1])
 	body := w.find("n3", pid, false)
 	w.kill(w.node("n2").Pid)
-	w.want(notice, `^status 137`)
+	w.want(lease+notice, `^status 137`)
 	w.gone(body, lease+notice)
 }
 
@@ -129,9 +129,27 @@ func TestDaemonsDieInPipelineAgainAndAgain(t *testing.T) {
 func TestNetworkCutForAMomentInPipeline(t *testing.T) {
 	pipelineSums(t, 1, func(w *world, i int) {
 		w.cut("n2", true)
-		time.Sleep(time.Second)
+		time.Sleep(100 * time.Millisecond)
 		w.cut("n2", false)
 	})
+}
+
+// A cut that is long enough for the node to be declared lost, and then heals:
+// its guests were told dead, so they must be.
+func TestNetworkHealsAfterTheNodeWasDeclaredLost(t *testing.T) {
+	w := start(t, oneBody+`
+UNUM_NODE=n2 sh -c 'exit 7'; echo after $?
+read line
+`)
+	pid := atoi(t, w.want(20*time.Second, `^pid (\d+)`)[1])
+	body := w.find("n2", pid, false)
+	w.cut("n2", true)
+	w.want(lease+notice, `^status 137`)
+	w.cut("n2", false)
+	w.gone(body, known)
+	time.Sleep(3 * time.Second)
+	w.say("go")
+	w.want(5*time.Second, `^after 7`)
 }
 
 // cut takes the node's one link down or up, in its network namespace.

@@ -1,0 +1,234 @@
+package unumtest
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"sort"
+	"strings"
+	"testing"
+	"time"
+)
+
+// xzSource returns the folder with Debian's source of xz-utils, fetched by
+// apt-get source once. It uses a copy of the machine's own sources with
+// deb-src in place of deb, and lists and archives of its own, so that nothing
+// of the machine's apt changes.
+func xzSource() (string, error) {
+	cache := "/var/cache/unum-test"
+	if os.Getuid() != 0 {
+		d, err := os.UserCacheDir()
+		if err != nil {
+			return "", err
+		}
+		cache = filepath.Join(d, "unum-test")
+	}
+	dir := filepath.Join(cache, "xz-utils")
+	if m, _ := filepath.Glob(dir + "/*.dsc"); len(m) > 0 {
+		return dir, nil
+	}
+	tmp, err := os.MkdirTemp("", "unum-apt-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	for _, d := range []string{"etc", "lists/partial", "cache/archives/partial", "src"} {
+		if err := os.MkdirAll(filepath.Join(tmp, d), 0o755); err != nil {
+			return "", err
+		}
+	}
+	if err := copySources(filepath.Join(tmp, "etc")); err != nil {
+		return "", err
+	}
+	apt := func(args ...string) error {
+		args = append([]string{
+			"-q", "-o", "Dir::Etc::sourcelist=/dev/null", "-o", "Dir::Etc::sourceparts=" + tmp + "/etc",
+			"-o", "Dir::State::lists=" + tmp + "/lists", "-o", "Dir::Cache=" + tmp + "/cache",
+			"-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=2",
+		}, args...)
+		cmd := exec.Command("apt-get", args...)
+		cmd.Dir = tmp + "/src"
+		if out, err := cmd.CombinedOutput(); err != nil {
+			lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+			return fmt.Errorf("apt-get %s: %w: %s", args[len(args)-1], err, lines[len(lines)-1])
+		}
+		return nil
+	}
+	if err := apt("update"); err != nil {
+		return "", err
+	}
+	if err := apt("source", "--download-only", "xz-utils"); err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return "", err
+	}
+	// Complete or not there at all.
+	if out, err := exec.Command("cp", "-r", tmp+"/src", dir+".new").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return dir, os.Rename(dir+".new", dir)
+}
+
+// copySources copies the machine's package sources, both formats, as sources
+// of source packages.
+func copySources(to string) error {
+	files, _ := filepath.Glob("/etc/apt/sources.list.d/*")
+	files = append(files, "/etc/apt/sources.list")
+	n := 0
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		var out string
+		switch filepath.Ext(f) {
+		case ".sources":
+			out = regexp.MustCompile(`(?m)^Types:.*$`).ReplaceAllString(string(b), "Types: deb-src")
+		case ".list":
+			out = regexp.MustCompile(`(?m)^deb\s`).ReplaceAllString(string(b), "deb-src ")
+		default:
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(to, filepath.Base(f)), []byte(out), 0o644); err != nil {
+			return err
+		}
+		n++
+	}
+	if n == 0 {
+		return fmt.Errorf("the machine has no package sources in /etc/apt")
+	}
+	return nil
+}
+
+// artifacts hashes every file of a tree that a build must make the same
+// again; config.log tells times and PIDs.
+func artifacts(dir string) (map[string]string, error) {
+	m := map[string]string{}
+	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		rel, _ := filepath.Rel(dir, p)
+		if rel == "config.log" {
+			return nil
+		}
+		if d.Type()&fs.ModeSymlink != 0 {
+			m[rel], _ = os.Readlink(p)
+			return nil
+		}
+		b, err := os.ReadFile(p)
+		if err != nil {
+			return err
+		}
+		m[rel] = fmt.Sprintf("%x", sha256.Sum256(b))
+		return nil
+	})
+	return m, err
+}
+
+// A real project, unmodified: configure, make -j6, make check in a play, and
+// the same artifacts, bit for bit, as natively at the same path.
+func TestBuildXZ(t *testing.T) {
+	needRoot(t)
+	needLong(t)
+	for _, p := range []string{"apt-get", "dpkg-source", "gcc", "make", "xz"} {
+		if _, err := exec.LookPath(p); err != nil {
+			t.Fatalf("the build of xz-utils needs %s: apt-get install dpkg-dev gcc make xz-utils", p)
+		}
+	}
+	src, err := xzSource()
+	if err != nil {
+		t.Fatalf("the source of xz-utils cannot be fetched: %v", err)
+	}
+	base, err := os.MkdirTemp("/tmp", "unum-xz-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(base) })
+	dir := filepath.Join(base, "xz")
+	unpack := func() {
+		t.Helper()
+		os.RemoveAll(dir)
+		dsc, _ := filepath.Glob(src + "/*.dsc")
+		if out, err := exec.Command("dpkg-source", "--no-check", "-x", dsc[0], dir).CombinedOutput(); err != nil {
+			t.Fatalf("dpkg-source: %v: %s", err, out)
+		}
+	}
+	const steps = `exec </dev/null
+step() { s=$(date +%s%N); "$@" > "$log" 2>&1; r=$?; echo "$1 $2: status $r after $((($(date +%s%N) - s) / 1000000)) ms"; [ $r = 0 ] || { tail -20 "$log" | sed 's/^/| /'; exit 1; }; }
+`
+	script := func(log string) string {
+		return steps + "log=" + base + "/" + log + "; cd " + dir + " && step ./configure --quiet; step make -j6; echo made\n"
+	}
+	unpack()
+	native := exec.Command("/bin/bash", "-c", script("native.log"))
+	native.Env = append(os.Environ(), "LC_ALL=C")
+	out, err := native.CombinedOutput()
+	if err != nil {
+		t.Fatalf("natively: %v: %s", err, out)
+	}
+	t.Logf("natively:\n%s", out)
+	want, err := artifacts(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unpack()
+
+	if err := os.MkdirAll(base+"/w", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// Descriptor 3 is how the script and the test talk; the build has no
+	// standard input.
+	w := startIn(t, base, "exec 3<&0\necho up; read line <&3\nexport UNUM_NODE=auto\n"+
+		strings.Replace(script("play.log"), "exec </dev/null", "exec </dev/null", 1)+"read line <&3\nstep make check; echo checked\nread line <&3\n")
+	w.want(20*time.Second, `^up`)
+	l, err := w.play.Ledger()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.say("on")
+	w.want(10*time.Minute, `^made`)
+	cc1, err := l.Count("cc1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := artifacts(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for n := range want {
+		names = append(names, n)
+	}
+	for n := range got {
+		if _, ok := want[n]; !ok {
+			names = append(names, n)
+		}
+	}
+	sort.Strings(names)
+	for _, n := range names {
+		if want[n] != got[n] {
+			t.Errorf("%s: natively %.12q, in the play %.12q", n, want[n], got[n])
+		}
+	}
+	total := 0
+	for _, n := range cc1 {
+		total += n
+	}
+	t.Logf("cc1: %d, by node %v", total, cc1)
+	if total < 100 {
+		t.Errorf("only %d runs of cc1 were counted", total)
+	}
+	for id, n := range cc1 {
+		if n*5 < total {
+			t.Errorf("%s ran %d of %d cc1, less than a fifth", id, n, total)
+		}
+	}
+	w.say("on")
+	w.want(10*time.Minute, `^checked`)
+}
