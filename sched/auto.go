@@ -40,6 +40,10 @@ func cpus(n *unum.NodeInfo) float64 {
 
 // auto decides by load and history.
 func (s *Scheduler) auto(now int64, v View, r Request, key string) Decision {
+	if j, ok := s.live[r.Pid]; ok {
+		// Another program in the same task: it must not be crowded by itself.
+		s.end(now, r.Pid, j)
+	}
 	h, known := s.hist.get(key)
 	need := s.need(key)
 	here := s.find(now, v, r.Caller)
@@ -54,9 +58,6 @@ func (s *Scheduler) auto(now int64, v View, r Request, key string) Decision {
 		dec := Decision{Node: r.Caller, Why: why, Observe: s.observe(h, known)}
 		if dec.Observe {
 			s.begin(now, r.Pid, r.Caller, key)
-		} else if j, ok := s.live[r.Pid]; ok {
-			// The same task goes on as something whose end nobody tells.
-			s.end(now, r.Pid, j)
 		}
 		return dec
 	}
