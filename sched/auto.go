@@ -57,7 +57,7 @@ func (s *Scheduler) auto(now int64, v View, r Request, key string) Decision {
 	stay := func(why string) Decision {
 		dec := Decision{Node: r.Caller, Why: why, Observe: s.observe(h, known)}
 		if dec.Observe {
-			s.begin(now, r.Pid, r.Caller, key)
+			s.begin(now, r.Pid, r.Caller, key, here.slow(1))
 		}
 		return dec
 	}
@@ -79,7 +79,7 @@ func (s *Scheduler) auto(now int64, v View, r Request, key string) Decision {
 	}
 	best := s.least(cs)
 	if full {
-		s.begin(now, r.Pid, best.info.ID, key)
+		s.begin(now, r.Pid, best.info.ID, key, best.slow(1))
 		return Decision{Node: best.info.ID, Why: "no memory left here"}
 	}
 	// A guest's parent mostly waits for it, and counts already.
@@ -100,7 +100,7 @@ func (s *Scheduler) auto(now int64, v View, r Request, key string) Decision {
 	if here.crowd(extra)-best.crowd(1) < margin/cpus(here.info) || cost(d, lb, s.cfg.Hop, lh) >= cost(d, lh, 0, 0) {
 		return stay("here is as good as elsewhere")
 	}
-	s.begin(now, r.Pid, best.info.ID, key)
+	s.begin(now, r.Pid, best.info.ID, key, best.slow(1))
 	return Decision{Node: best.info.ID, Why: fmt.Sprintf("%.1f tasks for a processor here, %.1f there", here.crowd(0), best.crowd(0))}
 }
 

@@ -97,6 +97,7 @@ type job struct {
 	node unum.NodeID
 	key  string
 	at   int64
+	slow float64 // how crowded the node was, at least 1
 }
 
 // New returns a scheduler that knows nothing yet.
@@ -148,7 +149,7 @@ func (s *Scheduler) Place(now int64, v View, r Request) Decision {
 		d = s.byName(now, v, r, key)
 	}
 	if d.Err == nil && d.Node != r.Caller {
-		s.begin(now, r.Pid, d.Node, key)
+		s.begin(now, r.Pid, d.Node, key, 1)
 	}
 	return d
 }
@@ -223,8 +224,12 @@ func (s *Scheduler) Finished(now int64, pid unum.Pid, o Outcome) {
 		return
 	}
 	s.end(now, pid, j)
-	if o.Wall == 0 && o.CPU == 0 {
-		o.Wall = time.Duration(now - j.at)
+	if o.CPU == 0 {
+		// On a crowded or capped node the clock runs faster than the process.
+		if o.Wall == 0 {
+			o.Wall = time.Duration(now - j.at)
+		}
+		o.Wall = time.Duration(float64(o.Wall) / j.slow)
 	}
 	s.Learn(j.key, o)
 }
@@ -255,11 +260,11 @@ func (s *Scheduler) Kept() map[string]string { return s.kept.all() }
 
 // begin counts a process against a node. An exec by a process that is counted
 // already replaces it: it is one task.
-func (s *Scheduler) begin(now int64, pid unum.Pid, node unum.NodeID, key string) {
+func (s *Scheduler) begin(now int64, pid unum.Pid, node unum.NodeID, key string, slow float64) {
 	if j, ok := s.live[pid]; ok {
 		s.end(now, pid, j)
 	}
-	s.live[pid] = job{node: node, key: key, at: now}
+	s.live[pid] = job{node: node, key: key, at: now, slow: slow}
 	s.book(node).add(now, +1)
 }
 

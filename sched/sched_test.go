@@ -107,7 +107,7 @@ func TestEstimate(t *testing.T) {
 		}
 		if r.IntN(40) == 0 {
 			next++
-			s.begin(now, next, "n1", "/cc1")
+			s.begin(now, next, "n1", "/cc1", 1)
 			pids = append(pids, next)
 			truth++
 		}
@@ -142,6 +142,16 @@ func TestErrors(t *testing.T) {
 	}
 	if len(s.live) != 0 {
 		t.Errorf("refused placements are counted: %v", s.live)
+	}
+}
+
+// The wall time of a command on a capped node is not what it needs.
+func TestWallTime(t *testing.T) {
+	s, v := New(Config{}), view(0.25)
+	s.Place(0, v, Request{Pid: 70000, Path: "/bin/sed", Caller: "n1", Home: "n1"})
+	s.Finished(8e6, 70000, Outcome{Wall: 8 * time.Millisecond})
+	if h, _ := s.hist.get("/bin/sed"); h.used != 2*time.Millisecond {
+		t.Errorf("8 ms at a quarter of a processor are %v", h.used)
 	}
 }
 
