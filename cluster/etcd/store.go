@@ -27,7 +27,6 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
@@ -96,8 +95,17 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	s := &Store{cfg: c}
 	var err error
 	if c.Voter {
+		// Not etcd's in-process client: its watch stream can lock up for good
+		// when a watch is cancelled while events come (both ends of the
+		// unbuffered pair then send; server/proxy/grpcproxy/adapter).
 		if s.server, err = startServer(ctx, c); err == nil {
-			s.cl = v3client.New(s.server.Server)
+			own := c
+			own.Voters = []unum.NodeID{c.Node}
+			own.Dial = func(ctx context.Context, _ unum.NodeID) (net.Conn, error) {
+				var d net.Dialer
+				return d.DialContext(ctx, "unix", c.ClientSocket())
+			}
+			s.cl, err = dialClient(own)
 		}
 	} else {
 		s.cl, err = dialClient(c)
