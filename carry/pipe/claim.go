@@ -126,7 +126,7 @@ func (k *kind) Claim(ctx context.Context, p *carry.Proc, fd *carry.FD) (*carry.D
 	case fd.Flags&unix.O_DIRECT != 0:
 		return nil, stays("a pipe in packet mode")
 	}
-	dd := desc{Dev: uint64(fd.Stat.Dev), Ino: fd.Stat.Ino}
+	dd := desc{Dev: uint64(fd.Stat.Dev), Ino: fd.Stat.Ino, Uid: fd.Stat.Uid, Gid: fd.Stat.Gid}
 	own := holds(p.HostPid, fd.Stat.Ino)
 	if k.dir == 'r' || own.inherits {
 		sole, doubt, err := soleReader(k.c.env, p, fd)

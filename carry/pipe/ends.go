@@ -38,18 +38,6 @@ func (e *homeEnd) Drain(ctx context.Context) error {
 	return nil
 }
 
-// Gone is closed when the body and its children have closed their end, or
-// nobody at home reads any more: the deputy may close the description, so that
-// its peers see the end of file or the broken pipe that they would see natively.
-func (e *homeEnd) Gone() <-chan struct{} {
-	if e.h == nil {
-		c := make(chan struct{})
-		close(c)
-		return c
-	}
-	return e.h.released
-}
-
 // Close implements carry.Home.
 func (e *homeEnd) Close() error {
 	if e.h == nil || !e.h.leave() {

@@ -83,6 +83,7 @@ type half struct {
 	released chan struct{}
 	left     chan struct{} // closed when the node has closed its last end
 	once     sync.Once     // of end
+	closed   atomic.Bool   // the body and its children have closed their end
 	heard    atomic.Bool   // a message came since the last dial
 
 	mu        sync.Mutex
@@ -183,7 +184,7 @@ func (h *half) letGo() {
 	}
 	h.mu.Lock()
 	nums := slices.Clone(h.nums)
-	ok := h.committed
+	ok := h.committed && h.closed.Load()
 	h.mu.Unlock()
 	if ok {
 		h.c.letGo(h.rec.Pl, nums)

@@ -26,6 +26,7 @@ type kind struct {
 // desc is what Desc.Data says.
 type desc struct {
 	Dev, Ino uint64
+	Uid, Gid uint32
 	Size     int    // capacity, F_GETPIPE_SZ
 	Prefill  []byte // pipe-read: what the pipe held at the claim, or its beginning
 	Records  bool   // pipe-write: home has other writers
@@ -282,6 +283,11 @@ func (h *half) makeBody(ctx context.Context, dd *desc, flags int) (body *os.File
 		return nil, err
 	}
 	h.setEngine(ours)
+	// A pipe is opened again through /proc/self/fd, or /dev/stdin, by its owner.
+	if err := control(ours, func(fd int) error { return unix.Fchown(fd, int(dd.Uid), int(dd.Gid)) }); err != nil {
+		body.Close()
+		return nil, err
+	}
 	if s, ok := h.eng.(*sink); ok && len(dd.Prefill) > 0 {
 		if n, err := sys.WriteNow(ours, dd.Prefill); err != nil || n != len(dd.Prefill) {
 			body.Close()

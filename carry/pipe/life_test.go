@@ -104,7 +104,7 @@ func TestGuestLost(t *testing.T) {
 	pw.WriteString("kept")
 	r.side[1].node.Lost()
 	r.net.Cut()
-	<-p.home.(*homeEnd).Gone()
+	<-p.home.(*homeEnd).h.released
 	cmd.Process.Kill()
 	cmd.Wait()
 	p.home.Close()

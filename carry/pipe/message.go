@@ -57,6 +57,7 @@ type ack struct {
 	confirm     uint64
 	recalled    uint64
 	gone        bool
+	closed      bool // gone, because the reader's end was closed
 }
 
 func (a ack) encode() []byte {
@@ -65,7 +66,10 @@ func (a ack) encode() []byte {
 	for _, v := range []uint64{a.wrote, a.free, a.confirm, a.recalled} {
 		b = binary.LittleEndian.AppendUint64(b, v)
 	}
-	if a.gone {
+	switch {
+	case a.gone && a.closed:
+		return append(b, 2)
+	case a.gone:
 		return append(b, 1)
 	}
 	return append(b, 0)
@@ -78,7 +82,7 @@ func decodeAck(b []byte) (a ack, err error) {
 	for i, p := range []*uint64{&a.wrote, &a.free, &a.confirm, &a.recalled} {
 		*p = binary.LittleEndian.Uint64(b[1+8*i:])
 	}
-	a.gone = b[33] != 0
+	a.gone, a.closed = b[33] != 0, b[33] == 2
 	if a.free > a.wrote {
 		return a, errBadMessage
 	}

@@ -49,6 +49,7 @@ type sink struct {
 	asked     uint64 // confirms asked for
 	confirmed uint64
 	gone      bool // no reader will ever come
+	closed    bool // gone, because they closed their end
 	saidGone  bool // on this link
 	final     bool // the body is over
 	released  bool
@@ -80,6 +81,11 @@ func (s *sink) resume() error {
 		return err
 	}
 	s.kept = k
+	if s.out != nil {
+		if s.armed, err = s.h.c.witness.armed(s.out); err != nil {
+			return err
+		}
+	}
 	switch {
 	case phase == moving && k != nil:
 		if s.kleft = k.left(); s.kleft == 0 {
@@ -92,11 +98,7 @@ func (s *sink) resume() error {
 		}
 		s.h.page.setCount(n, idle)
 	case phase == direct:
-		written, err := s.h.c.witness.fired(s.out)
-		if err != nil {
-			return err
-		}
-		if written {
+		if s.armed < 0 {
 			n += s.h.page.load(wDirect)
 		}
 		fallthrough
@@ -159,6 +161,9 @@ func (s *sink) advance(force bool) (msg []byte, l *link, err error) {
 	s.changed.broadcast()
 	s.again(free)
 	if s.h.side == home && (s.gone || s.ended && s.empty()) {
+		if !s.gone {
+			s.h.closed.Store(true)
+		}
 		s.h.release()
 	}
 	if s.syncAt != 0 && s.wrote >= s.syncAt {
@@ -167,7 +172,7 @@ func (s *sink) advance(force bool) (msg []byte, l *link, err error) {
 	if s.link == nil || !force && s.gone == s.saidGone && free-s.told < atomicWrite {
 		return nil, nil, nil
 	}
-	a := ack{wrote: s.wrote, free: free, gone: s.gone, recalled: s.withdrawals}
+	a := ack{wrote: s.wrote, free: free, gone: s.gone, closed: s.closed, recalled: s.withdrawals}
 	if s.asked > s.confirmed {
 		a.confirm = s.asked
 	}
@@ -231,7 +236,7 @@ func (s *sink) look() error {
 
 // lose notes that nobody will ever read more.
 func (s *sink) lose() {
-	s.gone = true
+	s.gone, s.closed = true, true
 	s.pending, s.recs, s.kleft = nil, nil, 0
 }
 

@@ -302,6 +302,7 @@ func (s *source) message(l *link, msg []byte) error {
 		return err
 	}
 	if a.gone && s.h.side == home {
+		s.h.closed.Store(a.closed)
 		return s.finish()
 	}
 	if err := s.settle(); err != nil {

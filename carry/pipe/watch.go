@@ -158,25 +158,29 @@ func (w *witness) disarm(wd int) {
 	}
 }
 
-// fired says whether the pipe behind f was written since arm.
-func (w *witness) fired(f *os.File) (bool, error) {
+// armed returns the watch of the pipe behind f, -1 if it has fired or was never
+// set.
+func (w *witness) armed(f *os.File) (int, error) {
+	if w == nil {
+		return -1, nil
+	}
 	var st unix.Stat_t
 	if err := fstat(f, &st); err != nil {
-		return false, err
+		return -1, err
 	}
 	info, err := fdinfo(w.f)
 	if err != nil {
-		return false, err
+		return -1, err
 	}
 	// inotify wd:1 ino:5a10 sdev:f mask:80000002 …, proc(5)
 	for sc := bufio.NewScanner(bytes.NewReader(info)); sc.Scan(); {
 		var wd int
 		var ino uint64
 		if n, _ := fmt.Sscanf(sc.Text(), "inotify wd:%x ino:%x ", &wd, &ino); n == 2 && ino == st.Ino {
-			return false, nil
+			return wd, nil
 		}
 	}
-	return true, nil
+	return -1, nil
 }
 
 func (w *witness) close() {
