@@ -19,7 +19,7 @@ func benchBody(b *testing.B, script string, flags int, size int) {
 	f.Truncate(int64(size))
 	r, w := pipe(b)
 	c := p.carry(f)
-	cmd := exec.Command("python3", "-c", script, strconv.Itoa(b.N), strconv.Itoa(size))
+	cmd := exec.Command("python3", "-ISc", script, strconv.Itoa(b.N), strconv.Itoa(size))
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = r, c.file, os.Stderr
 	ready, told := pipe(b)
 	cmd.ExtraFiles = []*os.File{told}

@@ -16,7 +16,7 @@ func python(t *testing.T, p *pair, f *os.File, script string) string {
 	t.Helper()
 	out := temp(t, os.O_RDWR|os.O_APPEND, "")
 	c := p.carry(f)
-	cmd := command(t, "python3", "-c", "import os,sys,fcntl,mmap,struct,errno\ndef say(*a): os.write(3,(' '.join(map(str,a))+'\\n').encode())\n"+script)
+	cmd := command(t, "python3", "-ISc", "import os,sys,fcntl,mmap,struct,errno\ndef say(*a): os.write(3,(' '.join(map(str,a))+'\\n').encode())\n"+script)
 	cmd.Stdout, cmd.ExtraFiles = c.file, []*os.File{out}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

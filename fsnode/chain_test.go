@@ -64,7 +64,7 @@ func TestBodyClosesEarly(t *testing.T) {
 	r, w := pipe(t)
 	hold, end := pipe(t)
 	c := p.carry(r)
-	cmd := command(t, "python3", "-c", "import os; os.close(0); os.read(1,1)")
+	cmd := command(t, "python3", "-ISc", "import os; os.close(0); os.read(1,1)")
 	cmd.Stdin, cmd.Stdout = c.file, hold
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -53,7 +53,7 @@ func TestServerKilledUnderWriter(t *testing.T) {
 			p := newPair(t)
 			f := temp(t, flags, "")
 			const n = 5000
-			wait := p.start(nil, f, "python3", "-c", counter, fmt.Sprint(n))
+			wait := p.start(nil, f, "python3", "-ISc", counter, fmt.Sprint(n))
 			done := make(chan error, 1)
 			go func() { done <- wait() }()
 			kills := 0
@@ -83,7 +83,7 @@ func TestGuestRestartedUnderWriter(t *testing.T) {
 	f := temp(t, os.O_RDWR, "")
 	const n = 5000
 	c := p.carry(f)
-	cmd := command(t, "python3", "-c", counter, fmt.Sprint(n))
+	cmd := command(t, "python3", "-ISc", counter, fmt.Sprint(n))
 	cmd.Stdout = c.file
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -114,7 +114,7 @@ func TestServerKilledUnderWaiters(t *testing.T) {
 	defer other.Close()
 	unix.Flock(int(other.Fd()), unix.LOCK_EX)
 	reader := p.start(r, out, "sh", "-c", "read a; echo reader $a; read b; echo reader $b")
-	locker := p.start(lock, out, "python3", "-c", "import fcntl; fcntl.flock(0,fcntl.LOCK_EX); import os; os.write(1,b'locker\\n')")
+	locker := p.start(lock, out, "python3", "-ISc", "import fcntl; fcntl.flock(0,fcntl.LOCK_EX); import os; os.write(1,b'locker\\n')")
 	idle := p.start(nil, out, "sh", "-c", "sleep 0.7; echo idle")
 	time.Sleep(300 * time.Millisecond)
 	p.kill()
@@ -174,18 +174,27 @@ func TestServerKilledOnOldKernel(t *testing.T) {
 	p := newPair(t)
 	r, w := pipe(t)
 	out := temp(t, os.O_RDWR|os.O_APPEND, "")
-	wait := p.start(r, out, "python3", "-c", `import os
+	in, o := p.carry(r), p.carry(out)
+	cmd := command(t, "python3", "-ISc", `import os
 try: os.read(0,1)
 except OSError as e: os.write(1,b"error %d\n"%e.errno)
 os.write(1,os.read(0,1))
 `)
-	time.Sleep(300 * time.Millisecond)
+	cmd.Stdin, cmd.Stdout = in.file, o.file
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	in.started()
+	o.started()
+	waitBlocked(t, cmd.Process.Pid, 0)
 	p.kill()
 	waitFor(t, func() bool { return content(t, out) == "error 5\n" })
 	w.WriteString("x")
-	if err := wait(); err != nil {
+	if err := cmd.Wait(); err != nil {
 		t.Fatal(err)
 	}
+	in.ended()
+	o.ended()
 	if got := content(t, out); got != "error 5\nx" {
 		t.Errorf("got %q", got)
 	}
@@ -199,7 +208,7 @@ func TestPositionAfterGuestRestart(t *testing.T) {
 	r, w := pipe(t)
 	c := p.carry(f)
 	n := int(f.Fd()) // a body has it under the caller's number
-	cmd := command(t, "python3", "-c", fmt.Sprintf("import os; os.read(0,1); os.read(%d,2); os.lseek(%d,7,0)", n, n))
+	cmd := command(t, "python3", "-ISc", fmt.Sprintf("import os; os.read(0,1); os.read(%d,2); os.lseek(%d,7,0)", n, n))
 	cmd.Stdin, cmd.ExtraFiles = r, append(make([]*os.File, n-3), c.file)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

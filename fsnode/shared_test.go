@@ -87,7 +87,7 @@ for i in range(60):
 `
 			var waits []func() error
 			for i, w := range []string{"a", "b", "c"} {
-				waits = append(waits, p.start(nil, f, "python3", "-c", script, w, string(rune('1'+i))))
+				waits = append(waits, p.start(nil, f, "python3", "-ISc", script, w, string(rune('1'+i))))
 			}
 			for i := range 60 {
 				f.Write(append(bytes.Repeat([]byte("h"), 100+i*997), '\n'))
