@@ -178,8 +178,8 @@ func (e *End) Local() carry.Local { return carry.Local{File: e.file} }
 // Started says that the body runs. If it leads its group, the group did not
 // exist when GroupReady was called.
 func (e *End) Started(ok bool) {
-	if ok {
-		e.l.confirm()
+	if ok && e.l.confirm() {
+		e.l.press(e.l.takeLate()...)
 	}
 }
 
@@ -234,7 +234,8 @@ type Line struct {
 	written  int64
 	offered  bool
 	want     int64
-	eager    int // looks for a reader without an offer that are left
+	late     []unix.Signal // keys for a foreground group that does not exist yet
+	eager    int           // looks for a reader without an offer that are left
 	release  int64
 	flushID  int64
 	flushes  map[int64]chan struct{}
@@ -393,21 +394,25 @@ func (l *Line) setForeground(ctx context.Context, pgid unum.Pid) error {
 }
 
 // confirm sets the foreground group again, if the agent's own is there because
-// home's did not exist.
-func (l *Line) confirm() {
+// home's did not exist. It says whether home's is there now, or none is to be.
+func (l *Line) confirm() bool {
 	l.mu.Lock()
 	fg, nobody := l.fg, l.nobody
 	l.mu.Unlock()
-	now := 0
-	l.control(func(fd int) { now, _ = sys.TtyForeground(fd) })
-	if fg == 0 || now == 0 || now != nobody {
-		return
+	missing := func() bool {
+		now := 0
+		l.control(func(fd int) { now, _ = sys.TtyForeground(fd) })
+		return fg != 0 && now != 0 && now == nobody
+	}
+	if !missing() {
+		return true
 	}
 	ctx, cancel := context.WithTimeout(l.ctx, agentTime)
 	defer cancel()
 	if err := l.setForeground(ctx, fg); err != nil {
 		l.k.log.Warn("cannot set a foreground group", "pgid", fg, "err", err)
 	}
+	return !missing()
 }
 
 // hangUp closes the pty: its readers get an end of file, writers EIO, and the

@@ -201,16 +201,37 @@ func (l *Line) control(fn func(fd int)) {
 	}
 }
 
-// signal is a key pressed at home. Like the line discipline it drops the output
-// that is still queued, unless NOFLSH is set; but before the signal, so that
-// what a handler writes is not lost.
+// signal is a key pressed at home. A foreground group that home has and that
+// does not exist here yet gets it when its leader runs.
 func (l *Line) signal(sig unix.Signal) {
+	l.mu.Lock()
+	l.late = append(l.late, sig)
+	l.mu.Unlock()
+	if l.confirm() {
+		l.press(l.takeLate()...)
+	}
+}
+
+func (l *Line) takeLate() []unix.Signal {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	late := l.late
+	l.late = nil
+	return late
+}
+
+// press sends signals to the foreground group. Like the line discipline it drops
+// the output that is still queued, unless NOFLSH is set; but before the signal,
+// so that what a handler writes is not lost.
+func (l *Line) press(sigs ...unix.Signal) {
 	l.control(func(fd int) {
-		if l.modesNow().L&unix.NOFLSH == 0 {
+		if len(sigs) > 0 && l.modesNow().L&unix.NOFLSH == 0 {
 			l.drop(fd)
 		}
-		if err := sys.TtySignal(fd, sig); err != nil {
-			l.k.log.Warn("cannot signal a terminal", "sig", sig, "err", err)
+		for _, sig := range sigs {
+			if err := sys.TtySignal(fd, sig); err != nil {
+				l.k.log.Warn("cannot signal a terminal", "sig", sig, "err", err)
+			}
 		}
 	})
 }
