@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// carried runs 64 MiB through a placed cat while upset is called again and
+// carried runs a stream through a placed cat while upset is called again and
 // again, and checks every byte.
 func carried(t *testing.T, dir byte, upset func(r *rig, p *placed)) {
 	t.Helper()
 	r := newRig(t)
 	pr, pw := userPipe(t)
-	const size = 64 << 20
+	size := sizeOf(128)
 	user := pr
 	if dir == 'w' {
 		user = pw

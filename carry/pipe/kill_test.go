@@ -188,15 +188,12 @@ func (r ragged) Read(b []byte) (int, error) {
 	return r.Reader.Read(b[:min(n, len(b))])
 }
 
-// Both daemons die by kill -9, over and over, while 256 MiB go through.
+// Both daemons die by kill -9, over and over, while a stream goes through.
 func TestKill9(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
-	size := int64(256 << 20)
-	if testing.Short() {
-		size = 32 << 20
-	}
+	size := sizeOf(256)
 	for _, dir := range []byte{'r', 'w'} {
 		t.Run(string(dir), func(t *testing.T) { kill9(t, dir, size) })
 	}

@@ -29,13 +29,22 @@ func write(w *os.File, r io.Reader) chan error {
 	return done
 }
 
+// sizeOf is how much a test carries: what is named in MiB in the long run, an
+// eighth of it else.
+func sizeOf(mib int64) int64 {
+	if os.Getenv("UNUM_LONG") == "" {
+		mib /= 8
+	}
+	return mib << 20
+}
+
 func sh(script string) *exec.Cmd { return exec.Command("sh", "-c", script) }
 
 func TestReadIntact(t *testing.T) {
 	r := newRig(t)
 	pr, pw := userPipe(t)
 	p := r.carry('r', pr, 0, false)
-	const size = 256 << 20
+	size := sizeOf(256)
 	wrote := write(pw, noise(size))
 	cmd := exec.Command("cat")
 	out, _ := cmd.StdoutPipe()
@@ -58,7 +67,7 @@ func TestWriteIntact(t *testing.T) {
 	r := newRig(t)
 	pr, pw := userPipe(t)
 	p := r.carry('w', pw, 0, false)
-	const size = 256 << 20
+	size := sizeOf(256)
 	cmd := exec.Command("cat")
 	cmd.Stdin = noise(size)
 	p.start(cmd)

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-
 	"unum/sys"
 )
 
