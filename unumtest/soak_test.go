@@ -73,17 +73,19 @@ func (w *world) usage() map[unum.NodeID]usage {
 	return m
 }
 
-// settled waits until what is counted stands still, five seconds at most: the
-// last placements are still being forgotten when the script has its status.
+// settled waits until what is counted has stood still for three seconds,
+// fifteen at most: an agent without bodies is kept for two.
 func (w *world) settled() map[unum.NodeID]usage {
-	last := w.usage()
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
-		time.Sleep(200 * time.Millisecond)
+	last, since := w.usage(), time.Now()
+	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); {
+		time.Sleep(300 * time.Millisecond)
 		now := w.usage()
-		if fmt.Sprint(now) == fmt.Sprint(last) {
-			return now
+		if fmt.Sprint(now) != fmt.Sprint(last) {
+			last, since = now, time.Now()
 		}
-		last = now
+		if time.Since(since) > 3*time.Second {
+			break
+		}
 	}
 	return last
 }
@@ -91,7 +93,7 @@ func (w *world) settled() map[unum.NodeID]usage {
 // The soak: thousands of execs in a row, all of them placed. Nothing may be
 // wrong, and nothing of the daemons may grow.
 func TestManyExecs(t *testing.T) {
-	rounds, each := 6, 100
+	rounds, each := 4, 150
 	if Long() {
 		rounds, each = 10, 1000
 	}

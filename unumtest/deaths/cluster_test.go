@@ -18,6 +18,7 @@ import (
 
 	"unum/node"
 	"unum/node/config"
+	"unum/node/supervise"
 	"unum/play"
 	"unum/unumtest"
 	"unum/wire"
@@ -196,7 +197,23 @@ func (c *cluster) killService(i int, name string) bool {
 	return pid != 0 && syscall.Kill(pid, syscall.SIGKILL) == nil
 }
 
-// awaitService waits until a daemon other than before runs and answers.
+// awaitBeat waits until a node's daemon has registered, counting from now.
+func (c *cluster) awaitBeat(i int, done <-chan struct{}) {
+	file := filepath.Join(c.Nodes()[i].Dir, "state")
+	began := time.Now()
+	for time.Since(began) < 5*time.Second {
+		if age, ok := supervise.LastBeat(file); ok && age < time.Since(began) {
+			return
+		}
+		select {
+		case <-done:
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// awaitBack waits until all daemons are up again.
 func (c *cluster) awaitBack() {
 	c.t.Helper()
 	for end := time.Now().Add(20 * time.Second); c.up() < len(c.Nodes()); time.Sleep(50 * time.Millisecond) {
@@ -206,8 +223,8 @@ func (c *cluster) awaitBack() {
 	}
 }
 
-// world lists the processes of a node's world that are bodies or programs
-// with this name (comm), deputies apart.
+// find lists the processes of a node's world with this name (comm), deputies
+// apart.
 func (c *cluster) find(i int, comm string) []int {
 	var out []int
 	for _, p := range c.node(i).Pids() {

@@ -25,6 +25,12 @@ func (j *job) killed(nodes []int, service string, least, most time.Duration) int
 					n++
 				}
 			}
+			// Some die again before they are up, but not all: nothing would go on.
+			if service == "daemon" && rand.N(3) > 0 {
+				for _, i := range nodes {
+					j.c.awaitBeat(i, j.done)
+				}
+			}
 		}
 	}
 }
