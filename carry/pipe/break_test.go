@@ -57,7 +57,7 @@ func carried(t *testing.T, dir byte, upset func(r *rig, p *placed)) {
 			p.ended()
 			got = <-results
 			over = true
-		case <-time.After(time.Duration(rand.IntN(4000)) * time.Microsecond):
+		case <-time.After(time.Duration(rand.IntN(2500)) * time.Microsecond):
 			upset(r, p)
 		case <-timeout:
 			t.Fatal("it hangs")
