@@ -117,6 +117,7 @@ cat > $D/stop.py <<'E'
 import os, signal, sys, time
 pid = os.fork()
 if pid == 0:
+    os.setpgid(0, 0) # in an orphaned group SIGTSTP does nothing
     os.environ["UNUM_NODE"] = "n2"
     os.execv("/bin/sleep", ["sleep", "1000"])
 time.sleep(0.5)
