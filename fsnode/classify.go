@@ -73,6 +73,23 @@ func syscallOf(tid int) (nr int, args [6]uint64, ok bool) {
 	}
 }
 
+// killed says whether SIGKILL is on its way to a thread.
+func killed(tid uint32) bool {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(int(tid)) + "/status")
+	if err != nil {
+		return false
+	}
+	for _, set := range []string{"\nSigPnd:", "\nShdPnd:"} {
+		_, rest, _ := bytes.Cut(b, []byte(set))
+		line, _, _ := bytes.Cut(rest, []byte("\n"))
+		mask, err := strconv.ParseUint(string(bytes.TrimSpace(line)), 16, 64)
+		if err == nil && mask&(1<<(unix.SIGKILL-1)) != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // groupsOf returns the supplementary groups of a thread.
 func groupsOf(tid uint32) []uint32 {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(int(tid)) + "/status")

@@ -3,6 +3,7 @@ package fsnode
 import (
 	"bytes"
 	"strings"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/vmihailenco/msgpack/v5"
@@ -169,8 +170,8 @@ func (s *server) closed(hd *handle) {
 // asked to end it.
 func (s *server) begin(h *fuse.InHeader, n *node, waiting bool, fn func(*request)) {
 	r := &request{
-		unique: h.Unique, id: h.Unique &^ resendBit, interrupted: make(chan struct{}),
-		key: n.key, home: n.home, waiting: waiting,
+		unique: h.Unique, id: h.Unique &^ resendBit, interrupted: make(chan struct{}), done: make(chan struct{}),
+		key: n.key, home: n.home, waiting: waiting, tid: h.Pid,
 	}
 	s.mu.Lock()
 	s.inflight[r.id] = r
@@ -182,6 +183,7 @@ func (s *server) begin(h *fuse.InHeader, n *node, waiting bool, fn func(*request
 			s.mu.Lock()
 			delete(s.inflight, r.id)
 			s.mu.Unlock()
+			close(r.done)
 		}()
 		fn(r)
 	}()
@@ -197,13 +199,38 @@ func (s *server) interrupt(unique uint64) {
 	}
 	r.once.Do(func() {
 		close(r.interrupted)
-		if !r.waiting {
-			return
+		if r.waiting {
+			s.wg.Add(1)
+			go func() {
+				defer s.wg.Done()
+				s.up.do(r.home, &file.Op{Key: r.key, Code: file.OpCancel, Unique: r.id}, s.ctx.Done())
+			}()
 		}
-		s.wg.Add(1)
-		go func() {
-			defer s.wg.Done()
-			s.up.do(r.home, &file.Op{Key: r.key, Code: file.OpCancel, Unique: r.id}, s.ctx.Done())
-		}()
+		if killed(r.tid) {
+			s.wg.Add(1)
+			go func() {
+				defer s.wg.Done()
+				s.letDie(r)
+			}()
+		}
 	})
+}
+
+// grace is how long a killed process waits for the answer to its last call.
+const grace = time.Second
+
+// letDie answers the call of a killed process if home does not, as when the
+// network is cut: the kernel would keep it alive until then. The call may
+// still have its effect, as that of a process that is killed in a write may.
+func (s *server) letDie(r *request) {
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	select {
+	case <-r.done:
+		return
+	case <-s.ctx.Done():
+		return
+	case <-t.C:
+	}
+	s.reply(r.unique, unix.EINTR) // a second answer is refused by the kernel
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -224,4 +225,39 @@ func TestPositionAfterGuestRestart(t *testing.T) {
 	if pos, _ := f.Seek(0, 1); pos != 7 {
 		t.Errorf("position at home %d, want 7", pos)
 	}
+}
+
+// A process can be killed in the middle of a call that nobody answers.
+func TestKilledWhileHomeIsSilent(t *testing.T) {
+	p := newPair(t)
+	f := temp(t, os.O_RDWR, "")
+	c := p.carry(f)
+	cmd := command(t, "python3", "-ISc", "import os; os.read(0,1); os.write(1,b'x')")
+	r, w := pipe(t)
+	cmd.Stdin, cmd.Stdout = r, c.file
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c.started()
+	silent, heard := make(chan struct{}), make(chan struct{})
+	n := p.nodes["n1"]
+	n.mu.Lock()
+	handle := n.handlers["carry.file.op"]
+	var once sync.Once
+	n.handlers["carry.file.op"] = func(ctx context.Context, from unum.NodeID, req []byte) ([]byte, error) {
+		once.Do(func() { close(heard) })
+		<-silent
+		return handle(ctx, from, req)
+	}
+	n.mu.Unlock()
+	w.WriteString("x")
+	<-heard
+	began := time.Now()
+	cmd.Process.Kill()
+	cmd.Wait()
+	if d := time.Since(began); d > 5*time.Second {
+		t.Errorf("it took %v", d)
+	}
+	close(silent)
+	c.ended()
 }

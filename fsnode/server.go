@@ -40,13 +40,15 @@ type server struct {
 
 // request is one request of the kernel that is not answered at once.
 type request struct {
-	unique      uint64 // as the answer must have it
-	id          uint64 // the same for a request that was sent again
-	interrupted chan struct{}
+	unique      uint64        // as the answer must have it
+	id          uint64        // the same for a request that was sent again
+	interrupted chan struct{} // a signal has come
+	done        chan struct{} // it was answered
 	once        sync.Once
 	key         file.Key
 	home        string
 	waiting     bool // may be interrupted at home
+	tid         uint32
 }
 
 // resendBit marks the unique of a request that is sent again

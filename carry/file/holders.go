@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"os"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -29,10 +30,15 @@ func (k *Kinds) alone(p *carry.Proc, fd *carry.FD) (bool, error) {
 		return false, nil
 	}
 	seen := map[int]bool{p.HostPid: true}
+	parent := parentOf(p.HostPid)
 	for {
 		pids, err := k.env.WorldPids()
 		if err != nil {
 			return false, err
+		}
+		pids = slices.Clone(pids)
+		if i := slices.Index(pids, parent); i > 0 { // the likeliest sharer first
+			pids[0], pids[i] = parent, pids[0]
 		}
 		fresh := false
 		for _, pid := range pids {
@@ -48,6 +54,21 @@ func (k *Kinds) alone(p *carry.Proc, fd *carry.FD) (bool, error) {
 			return true, nil
 		}
 	}
+}
+
+// parentOf returns a process' parent; 0 if it cannot be told. The name in
+// /proc/PID/stat may hold anything, so the field counts from its last ")".
+func parentOf(pid int) int {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0
+	}
+	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+	if len(f) < 2 {
+		return 0
+	}
+	parent, _ := strconv.Atoi(string(f[1]))
+	return parent
 }
 
 // holds says whether process pid has descriptor num of process owner open. A
