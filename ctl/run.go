@@ -194,12 +194,17 @@ func (f *following) follow(ctx context.Context) (Exit, error) {
 func (f *following) reconnect() error {
 	f.c.Close()
 	cl := &Client{Path: f.cl.Path, Patience: reconnectFor}
-	c, err := cl.ask(context.Background(), "wait", pidRequest{Pid: f.pid})
-	if err != nil {
-		return fmt.Errorf("lost sight of %d: %w", f.pid, err)
+	for until := time.Now().Add(reconnectFor); ; {
+		c, err := cl.ask(context.Background(), "wait", pidRequest{Pid: f.pid})
+		if err == nil {
+			f.c = c
+			return nil
+		}
+		// A successor may die too, over this very question.
+		if lost(err) != errLost || time.Now().After(until) {
+			return fmt.Errorf("lost sight of %d: %w", f.pid, err)
+		}
 	}
-	f.c = c
-	return nil
 }
 
 // send passes a signal on. If there is no daemon it is lost, as is one sent to

@@ -68,6 +68,10 @@ const (
 	ringCode   = -60
 )
 
+// notBegun stands for the number of calls done of a program that was written
+// but that the stub was not told to run.
+const notBegun = ^uint64(0)
+
 // Flag qualifies one call of a program.
 type Flag uint64
 
@@ -202,6 +206,8 @@ func (p *Program) fits() error {
 func (p *Program) table() []byte {
 	b := make([]byte, offTable-offTag, offTable-offTag+len(p.calls)*entrySize)
 	binary.LittleEndian.PutUint64(b, p.Tag)
+	// The stub sets it to 0 when it begins (see Stub.Last).
+	binary.LittleEndian.PutUint64(b[offDone-offTag:], notBegun)
 	binary.LittleEndian.PutUint64(b[offCount-offTag:], uint64(len(p.calls)))
 	le := binary.LittleEndian
 	for _, c := range p.calls {

@@ -140,12 +140,15 @@ type First struct {
 	Prog   *Program
 	Done   func(*Result, error) // may be nil
 	Given  func()               // called after the injections, however they went; may be nil
+	// Begun is called when the stub was told to run the program, and so does;
+	// never if it dies before. It must not block. May be nil.
+	Begun func()
 }
 
 // jobs checks a program. One with much data is preceded by the mapping it
 // needs.
 func (f *First) jobs() ([]*job, error) {
-	j := &job{inject: f.Inject, prog: f.Prog, done: f.Done, given: f.Given}
+	j := &job{inject: f.Inject, prog: f.Prog, done: f.Done, given: f.Given, begun: f.Begun}
 	if j.done == nil {
 		j.done = func(*Result, error) {}
 	}

@@ -2,6 +2,7 @@ package deputy
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -32,6 +33,7 @@ type job struct {
 	prog   *Program
 	done   func(*Result, error)
 	given  func() // after the injections, however they went; may be nil
+	begun  func() // when the stub was told to run the program; may be nil
 }
 
 // Stub is one stub process as the daemon sees it.
@@ -299,6 +301,9 @@ func (s *Stub) begin(n *seccomp.Notif, j *job) bool {
 	s.state = running
 	s.mu.Unlock()
 	n.Return(cmdRun)
+	if j.begun != nil {
+		j.begun()
+	}
 	return true
 }
 
@@ -315,6 +320,18 @@ func (s *Stub) readResult(calls int) (*Result, error) {
 func (s *Stub) Mem(addr uint64, b []byte) error {
 	_, err := sys.ReadMem(s.HostPid, addr, b)
 	return err
+}
+
+// Last returns the tag of the program that was written last, by this daemon or
+// one before it, and whether the stub has begun it: then it goes through with
+// it, whatever becomes of the daemon.
+func (s *Stub) Last() (tag uint64, begun bool, err error) {
+	b := make([]byte, offDone+8-offTag)
+	if _, err := sys.ReadMem(s.HostPid, dataBase+offTag, b); err != nil {
+		return 0, false, fmt.Errorf("read from deputy %d: %w", s.Pid, err)
+	}
+	le := binary.LittleEndian
+	return le.Uint64(b), le.Uint64(b[offDone-offTag:]) != notBegun, nil
 }
 
 // Getfd duplicates a descriptor that the stub holds.

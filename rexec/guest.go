@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"unum"
 	"unum/carry"
 	"unum/carry/tty"
@@ -28,6 +30,8 @@ type Guests struct {
 	sessions map[unum.Pid]*session
 	bodies   map[unum.Pid]*body
 	untold   map[uint64]*body // ended, and home does not know yet; by operation id
+	seq      uint64           // of the last event
+	ledger   *ledger
 	wg       sync.WaitGroup
 
 	recBodies   records[bodyRecord]
@@ -81,6 +85,7 @@ type body struct {
 
 	ready <-chan struct{} // closed when its birth is decided; stub is nil if it failed
 	last  <-chan struct{} // closed when the event before has been told; guarded by Guests.mu
+	news  uint64          // Seq of the last event; guarded by Guests.mu
 }
 
 func newGuests(cfg Config, mk *maker) *Guests {
@@ -99,7 +104,10 @@ func (g *Guests) openRecords() (err error) {
 	if g.recSessions, err = openRecords[sessionRecord](filepath.Join(dir, "sessions")); err != nil {
 		return err
 	}
-	g.recEvents, err = openRecords[eventReq](filepath.Join(dir, "events"))
+	if g.recEvents, err = openRecords[eventReq](filepath.Join(dir, "events")); err != nil {
+		return err
+	}
+	g.ledger, err = openLedger(filepath.Join(dir, "signals"))
 	return err
 }
 
@@ -372,14 +380,18 @@ func (g *Guests) ended(pid unum.Pid, si *sys.Siginfo, u Usage) {
 	case cldContinued:
 		e.Kind = continued
 	}
+	g.seq = max(g.seq+1, monotonic())
+	e.Seq = g.seq
+	b.news = e.Seq
 	final := e.Kind == exited || e.Kind == killed
 	if final {
 		delete(g.bodies, pid)
 		g.untold[b.place.ID] = b
-		// Its agent forgets it with our answer.
-		if err := g.recEvents.save(b.key(), e); err != nil {
-			g.log.Error("write down the end of a body", "pid", pid, "err", err)
-		}
+	}
+	// Its agent forgets it with our answer. Of a body that lives the last news
+	// is enough.
+	if err := g.recEvents.save(b.key(), e); err != nil {
+		g.log.Error("write down what a body did", "pid", pid, "err", err)
 	}
 	prev := b.last
 	done := make(chan struct{})
@@ -424,18 +436,32 @@ func (g *Guests) tell(b *body, e *eventReq, final bool) {
 			g.log.Warn("tell home", "pid", e.Pid, "event", e.Kind, "home", b.place.Home, "err", err)
 		}
 	}
-	if final {
-		for _, c := range b.guests {
-			c.Close()
-		}
-		g.recBodies.remove(b.key())
-		g.recEvents.remove(b.key())
+	if !final {
 		g.mu.Lock()
-		delete(g.untold, b.place.ID)
+		if b.news == e.Seq {
+			g.recEvents.remove(b.key())
+		}
 		g.mu.Unlock()
-		g.leave(b.sess)
-		g.retire(b.sess)
+		return
 	}
+	for _, c := range b.guests {
+		c.Close()
+	}
+	g.recBodies.remove(b.key())
+	g.recEvents.remove(b.key())
+	g.mu.Lock()
+	delete(g.untold, b.place.ID)
+	g.mu.Unlock()
+	g.leave(b.sess)
+	g.retire(b.sess)
+}
+
+// monotonic is a clock of this node that never goes back, also from one daemon
+// to the next.
+func monotonic() uint64 {
+	var ts unix.Timespec
+	unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
+	return uint64(ts.Nano())
 }
 
 // known returns the body of a placement, also if it has ended and home does
@@ -479,6 +505,11 @@ func (g *Guests) signal(req *signalReq) error {
 		return unum.ErrNoProcess
 	} else if err != nil {
 		return err
+	}
+	if req.Once != 0 {
+		g.mu.Lock()
+		g.ledger.add(req.ID, req.Once)
+		g.mu.Unlock()
 	}
 	return nil
 }

@@ -56,6 +56,9 @@ type placedRecord struct {
 	Parent int // host PID
 	Descs  []*carry.Desc
 	TTY    *tty.Desc
+	// Pending were pending at the exec. The body has them from birth; they are
+	// pending in the deputy too, and not passed on from there.
+	Pending uint64
 }
 
 // placed is one process of this node whose body is elsewhere.
@@ -76,8 +79,9 @@ type placed struct {
 
 	mu     sync.Mutex
 	ended  *eventReq
-	inStop bool // the deputy stops, or is stopped, as its body is
-	echo   bool // the next SIGCONT comes from the body and is not forwarded
+	seen   uint64 // Seq of the last stop that the deputy was given
+	inStop bool   // the deputy stops, or is stopped, as its body is
+	echo   bool   // the next SIGCONT comes from the body and is not forwarded
 }
 
 func (p *placed) key() string { return p.place.Pid.String() }
@@ -227,6 +231,7 @@ func (h *Homes) prepare(ctx context.Context, c *caller) (*placed, error) {
 		},
 		Host: c.task.Tgid, Start: c.task.Start, Path: spec.Path, Argv: spec.Argv, Uid: c.task.Uid[0],
 		Since: time.Now(), Why: c.dest.Why, Parent: c.task.Ppid, Descs: descs, TTY: term,
+		Pending: spec.SigPnd,
 	}, peer)
 	p.req = &startReq{Place: p.place, Spec: *spec, Descs: descs, TTY: term}
 	// Known before the guest is asked, so that a successor finds the body.
@@ -351,6 +356,10 @@ func (h *Homes) forward(p *placed) {
 }
 
 func (h *Homes) pass(p *placed, g *deputy.Signal) {
+	if bit := uint64(1) << (g.Info.Signo() - 1); p.Pending&bit != 0 {
+		p.Pending &^= bit
+		return
+	}
 	if g.Info.Signo() == unix.SIGCONT && p.echoed() || h.terminal(p, &g.Info) {
 		return
 	}
@@ -431,15 +440,40 @@ func (h *Homes) stop(ctx context.Context, p *placed, e *eventReq) error {
 		go h.signalBody(p, unix.SIGCONT)
 		return nil
 	}
+	p.mu.Lock()
+	old := e.Seq <= p.seen
+	p.seen = max(p.seen, e.Seq)
+	p.mu.Unlock()
+	if old {
+		return nil // told to the daemon before this one, which did it
+	}
 	h.drain(ctx, p)
+	if t, err := sys.ReadTask(p.Host); err == nil && t.State == 'T' {
+		return nil // stopped already, by a SIGSTOP
+	}
 	p.mu.Lock()
 	p.inStop = true
 	p.mu.Unlock()
-	return p.stub.Start(nil, stopProgram(uint64(e.Status), h.cfg.Cookie), func(*deputy.Result, error) {
+	prog := stopProgram(uint64(e.Status), h.cfg.Cookie)
+	prog.Tag = e.Seq << 1
+	begun := make(chan struct{})
+	tell := sync.OnceFunc(func() { close(begun) })
+	err := p.stub.Begin(deputy.First{Prog: prog, Begun: tell, Done: func(*deputy.Result, error) {
 		p.mu.Lock()
 		p.inStop = false
 		p.mu.Unlock()
-	})
+		tell()
+	}})
+	if err != nil {
+		return err
+	}
+	// From then on it needs no daemon.
+	select {
+	case <-begun:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // resume continues a deputy that still stands stopped although its body runs
@@ -482,7 +516,7 @@ func (h *Homes) end(ctx context.Context, p *placed, e *eventReq) error {
 	p.ended = e
 	p.mu.Unlock()
 	if again {
-		return nil
+		return p.await(ctx)
 	}
 	h.drain(ctx, p)
 	for _, c := range p.homes {
@@ -492,11 +526,26 @@ func (h *Homes) end(ctx context.Context, p *placed, e *eventReq) error {
 	}
 	h.usage(p, e)
 	p.resume()
-	err := p.stub.Start(nil, exitProgram(*e, h.dumps, h.cfg.Cookie), func(*deputy.Result, error) {})
-	if errors.Is(err, deputy.ErrGone) {
-		return nil
+	if e.Kind == killed && e.Status == int(unix.SIGKILL) {
+		p.stub.Kill() // also if it stands stopped
+		return p.await(ctx)
 	}
-	return err
+	err := p.stub.Start(nil, exitProgram(*e, h.dumps, h.cfg.Cookie), func(*deputy.Result, error) {})
+	if err != nil && !errors.Is(err, deputy.ErrGone) {
+		return err
+	}
+	return p.await(ctx)
+}
+
+// await waits for the deputy's end: until then a successor of this daemon must
+// hear of the body's again.
+func (p *placed) await(ctx context.Context) error {
+	select {
+	case <-p.stub.Gone():
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // usage tells the scheduler, and the parent's account.

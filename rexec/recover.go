@@ -105,11 +105,39 @@ func (h *Homes) resume(ctx context.Context, p *placed) error {
 	h.mu.Lock()
 	h.placed[p.place.Pid] = p
 	h.mu.Unlock()
+	if err := p.recall(stub); err != nil {
+		return err
+	}
 	// Only now: it calls at once, and is told its signals again.
 	if stub, err = h.cfg.Registry.Adopt(p.Host, p.place.Pid); err != nil {
 		return err
 	}
+	stub.OnOrphan(func(*deputy.Result) {
+		p.mu.Lock()
+		p.inStop = false
+		p.mu.Unlock()
+	})
 	h.run(p, stub)
+	return nil
+}
+
+// recall finds in the deputy which stop it was given last. A program's tag is
+// twice the number of a stop that it does, and one more if it came after it.
+func (p *placed) recall(stub *deputy.Stub) error {
+	tag, begun, err := stub.Last()
+	if err != nil || tag == 0 {
+		return err
+	}
+	p.seen = tag >> 1
+	if tag&1 != 0 {
+		return nil
+	}
+	if !begun {
+		p.seen-- // it was written, and the daemon died before it said: run
+		return nil
+	}
+	t, err := sys.ReadTask(p.Host)
+	p.inStop = err == nil && t.State == 'T'
 	return nil
 }
 
@@ -279,6 +307,9 @@ func (g *Guests) resumeBody(ctx context.Context, key string, r *bodyRecord, end 
 	ready := make(chan struct{})
 	close(ready)
 	b := &body{bodyRecord: *r, place: r.Place, sess: g.sessions[r.Sid], ready: ready}
+	for _, id := range g.ledger.of(r.Place.ID) {
+		b.delivered(id)
+	}
 	if b.sess == nil {
 		g.recBodies.remove(key)
 		g.recEvents.remove(key)
@@ -314,8 +345,16 @@ func (g *Guests) resumeBody(ctx context.Context, key string, r *bodyRecord, end 
 		b.guests = append(b.guests, c)
 	}
 	b.sess.bodies++
-	if end == nil {
+	if end == nil || end.Kind == stopped || end.Kind == continued {
 		g.bodies[r.Place.Pid] = b
+		if end != nil {
+			told := make(chan struct{})
+			b.last, b.news = told, end.Seq
+			g.wg.Go(func() {
+				defer close(told)
+				g.tell(b, end, false)
+			})
+		}
 		return nil
 	}
 	g.untold[r.Place.ID] = b

@@ -157,7 +157,9 @@ func (h *Homes) CloseInDeputy(ctx context.Context, pl carry.Placement, nums []in
 	if p.stub == nil {
 		return nil
 	}
-	prog := &deputy.Program{}
+	p.mu.Lock()
+	prog := &deputy.Program{Tag: p.seen<<1 | 1}
+	p.mu.Unlock()
 	for _, n := range nums {
 		prog.Do(unix.SYS_CLOSE, uint64(n))
 	}

@@ -55,6 +55,7 @@ type Spec struct {
 	NoNewPrivs bool
 
 	SigBlk, SigIgn uint64
+	SigPnd         uint64 // blocked and pending: an exec keeps them
 
 	ctty      int  // descriptor that becomes the controlling terminal, or -1
 	placeable bool // its exec asks for a place, as any exec does
@@ -100,6 +101,9 @@ type eventReq struct {
 	Status int // exit code or signal
 	Core   bool
 	Usage  Usage
+	// Seq grows with each event of a body, so that a stop which is told twice
+	// is done once. Ends need none.
+	Seq uint64
 }
 
 type eventKind int
