@@ -345,10 +345,13 @@ func (h *Homes) gather(c *caller) (*Spec, error) {
 		Umask: t.Umask, Nice: t.Nice, Policy: t.Policy,
 		Uid: t.Uid, Gid: t.Gid, Groups: t.Groups,
 		CapInh: t.CapInh, CapPrm: t.CapPrm, CapEff: t.CapEff, CapBnd: t.CapBnd, CapAmb: t.CapAmb,
-		NoNewPrivs: t.NoNewPrivs, SigBlk: t.SigBlk, SigIgn: t.SigIgn, ctty: -1,
+		NoNewPrivs: t.NoNewPrivs, SigBlk: t.SigBlk, SigIgn: t.SigIgn, SigPnd: t.SigPnd & t.SigBlk, ctty: -1,
 	}
 	if t.Policy != 0 {
 		return nil, fmt.Errorf("its scheduling policy is %d: %w", t.Policy, unum.ErrStaysHome)
+	}
+	if s.IOPrio, err = sys.IOPrio(c.n.Tid); err != nil {
+		return nil, err
 	}
 	if s.Env, err = readVector(c.n.Tid, c.envAddr); err != nil {
 		return nil, err

@@ -22,6 +22,7 @@ type maker struct {
 	mount  func(context.Context) (*os.File, error)
 	limits [16]unix.Rlimit // of agents
 	caps   *sys.Task       // credentials of agents
+	ioprio int             // of agents
 }
 
 func newMaker(reg *deputy.Registry, cookie uint64, root *deputy.Stub) (*maker, error) {
@@ -31,6 +32,9 @@ func newMaker(reg *deputy.Registry, cookie uint64, root *deputy.Stub) (*maker, e
 		return nil, err
 	}
 	if m.caps, err = sys.ReadTask(root.HostPid); err != nil {
+		return nil, err
+	}
+	if m.ioprio, err = sys.IOPrio(root.HostPid); err != nil {
 		return nil, err
 	}
 	return m, nil

@@ -64,6 +64,9 @@ func (m *maker) bodyProgram(spec *Spec, opens []open) *deputy.Program {
 	if spec.Nice != 0 {
 		p.Must(unix.SYS_SETPRIORITY, unix.PRIO_PROCESS, 0, uint64(spec.Nice), 0, 0, cookie)
 	}
+	if spec.IOPrio != m.ioprio {
+		p.Must(unix.SYS_IOPRIO_SET, 1 /* IOPRIO_WHO_PROCESS */, 0, uint64(spec.IOPrio))
+	}
 	if spec.OOM != 0 {
 		s := fmt.Sprint(spec.OOM)
 		f := p.Must(unix.SYS_OPENAT, atCwd, p.String("/proc/self/oom_score_adj"), unix.O_WRONLY|unix.O_CLOEXEC)
@@ -78,6 +81,13 @@ func (m *maker) bodyProgram(spec *Spec, opens []open) *deputy.Program {
 		}
 	}
 	m.credentials(p, spec)
+	// All signals are blocked still, so these stay pending.
+	for sig := uint64(1); sig <= 64; sig++ {
+		if spec.SigPnd&(1<<(sig-1)) != 0 {
+			self := p.Must(unix.SYS_GETPID)
+			p.MustRef(self, unix.SYS_KILL, sig, 0, 0, 0, cookie)
+		}
+	}
 	// Only now may a signal end it, as it would the caller.
 	p.Must(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.Words(spec.SigBlk), 0, 8)
 	pass := cookie

@@ -43,6 +43,7 @@ type Spec struct {
 	Nice    int
 	Policy  int
 	OOM     int // oom_score_adj
+	IOPrio  int // ioprio_get(2)
 	Persona uint64
 
 	Uid, Gid   [4]uint32

@@ -23,6 +23,7 @@ type Task struct {
 	Uid, Gid       [4]uint32 // real, effective, saved, file system
 	Groups         []uint32
 	SigBlk, SigIgn uint64 // bit n−1 is signal n
+	SigPnd         uint64 // pending, for the thread or the process
 	CapInh, CapPrm uint64
 	CapEff, CapBnd uint64
 	CapAmb         uint64
@@ -117,6 +118,8 @@ func (t *Task) status(b []byte) error {
 			t.Sid = last(v)
 		case "Threads":
 			t.Threads = int(num(v, 10))
+		case "SigPnd", "ShdPnd":
+			t.SigPnd |= num(v, 16)
 		case "SigBlk":
 			t.SigBlk = num(v, 16)
 		case "SigIgn":
