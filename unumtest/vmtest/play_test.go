@@ -59,10 +59,10 @@ func TestPlay(t *testing.T) {
 	defer cancel()
 	res, err := k.Run(ctx, Config{Memory: 3072, Console: &console{t: t}}, im, []Command{
 		{Name: "doctor", Script: "exec unum doctor", Timeout: time.Minute},
-		{Name: "slice", Script: "exec timeout -k 5 60 unum play -- unum run -n n2 sh -c 'exit 7'", Timeout: 2 * time.Minute},
+		{Name: "slice", Script: "exec timeout -k 5 110 unum play -- unum run -n n2 sh -c 'exit 7'", Timeout: 2 * time.Minute},
 		{Name: "native", Script: "exec bash /vm/sample.sh", Timeout: 2 * time.Minute},
-		{Name: "home", Script: "exec timeout -k 5 100 unum play -- env UNUM_NODE=here bash /vm/sample.sh", Timeout: 4 * time.Minute},
-		{Name: "placed", Script: "exec timeout -k 5 150 unum play -- env UNUM_NODE=elsewhere bash /vm/sample.sh", Timeout: 6 * time.Minute},
+		{Name: "home", Script: "exec timeout -k 5 230 unum play -- env UNUM_NODE=here bash /vm/sample.sh", Timeout: 4 * time.Minute},
+		{Name: "placed", Script: "exec timeout -k 5 350 unum play -- env UNUM_NODE=elsewhere bash /vm/sample.sh", Timeout: 6 * time.Minute},
 		{Name: "residue", Script: residue, Timeout: time.Minute},
 		{Name: "logs", Script: "for f in /run/unum/play/*/*/*.log; do echo \"== $f\"; tail -n 40 $f; done; dmesg | tail -n 40"},
 	})
