@@ -59,6 +59,7 @@ type Case struct {
 	Edit      bool            // bash with readline, in a dialogue
 	User      string          // run as this user
 	Stays     string          // why nothing of it is ever placed
+	Unseen    string          // why its placements cannot be attributed to it
 	Not       map[Mode]string // modes that make no sense for the case, and why
 	Norm      []Norm          // applied to the output before it is compared
 	Timeout   time.Duration   // of one run
@@ -113,7 +114,7 @@ func Load() ([]*Case, error) {
 //	--- status exit 3
 //
 // Keys: sh=bash,dash makes one case for each; out=file; stderr=any; user=NAME;
-// edit=yes; timeout=30s; stays="reason"; not-MODE="reason"; needs=prog,prog;
+// edit=yes; timeout=30s; stays="reason"; unseen="reason"; not-MODE="reason"; needs=prog,prog;
 // norm=/regexp/text/ (as often as wanted, "pid" is short for every number of
 // two to seven digits). Sections: stdout, stderr, status, tty.
 func Parse(name string, b []byte) ([]*Case, error) {
@@ -240,6 +241,8 @@ func (c *Case) set(k, v string, shells *[]string) error {
 		c.User = v
 	case "edit":
 		c.Edit = v == "yes"
+	case "unseen":
+		c.Unseen = v
 	case "stays":
 		c.Stays = v
 	case "needs":

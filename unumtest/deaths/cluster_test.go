@@ -301,7 +301,7 @@ func (c *cluster) dump() {
 		for _, name := range []string{"daemon.log", "init.log", "fs.log", "state/debug.txt"} {
 			b, _ := os.ReadFile(filepath.Join(n.Dir, name))
 			os.MkdirAll(keep, 0o700)
-			os.WriteFile(filepath.Join(keep, c.t.Name()[4:]+"-"+string(n.ID)+"-"+filepath.Base(name)), b, 0o600)
+			os.WriteFile(filepath.Join(keep, strings.ReplaceAll(c.t.Name()[4:], "/", "-")+"-"+string(n.ID)+"-"+filepath.Base(name)), b, 0o600)
 		}
 	}
 	c.t.Logf("logs are in %s", keep)

@@ -1,0 +1,123 @@
+package deaths
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// ticker is a placed program that writes down when it ran last.
+const ticker = `UNUM_NODE=n2 /usr/bin/perl -e '
+	use Time::HiRes qw(time sleep);
+	print "$$\n";
+	$| = 1;
+	while (1) { open F, ">", "$ENV{D}/tick.new"; print F time; close F; rename "$ENV{D}/tick.new", "$ENV{D}/tick"; sleep 0.01 }' > $D/pid &
+wait $!; echo status $?; date +%s.%N`
+
+// A node that is cut off halts its guests before the others declare it lost,
+// kills them when it learns so, and comes back as a new one.
+func TestCutOffNode(t *testing.T) {
+	c := start(t, 3)
+	j := c.run(ticker)
+	tick := filepath.Join(c.dir, "tick")
+	for range 500 {
+		if _, err := os.Stat(tick); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	bodies := c.await("the body", 1, func() []int { return c.find(1, "perl") })
+	cut := time.Now()
+	if err := c.SetLink(1, false); err != nil {
+		t.Fatal(err)
+	}
+	if code := j.ended(5 * time.Second); code != 0 {
+		t.Fatalf("exit %d: %s", code, j.err.String())
+	}
+	told := time.Since(cut)
+	lines := strings.Fields(j.out.String())
+	if len(lines) < 3 || lines[1] != "137" {
+		t.Fatalf("%q", j.out.String())
+	}
+	st, err := os.Stat(tick)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ran := st.ModTime().Sub(cut)
+	t.Logf("the body ran for %v after the cut, its parent was told after %v", ran, told)
+	time.Sleep(200 * time.Millisecond)
+	if st, _ := os.Stat(tick); st.ModTime().Sub(cut) > told-20*time.Millisecond {
+		t.Error("the body ran when its parent had been told that it is dead")
+	}
+	pid, _ := os.ReadFile(filepath.Join(c.dir, "pid"))
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if out, _ := c.unum(ctx, "why", strings.TrimSpace(string(pid))).CombinedOutput(); !strings.Contains(string(out), "n2") {
+		t.Errorf("unum why does not name the node: %s", out)
+	}
+	if err := c.SetLink(1, true); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(20 * time.Second); syscall.Kill(bodies[0], 0) == nil; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the body lives on")
+		}
+	}
+	c.awaitBack()
+	c.run(`UNUM_NODE=n2 sh -c 'exit 7'; echo $?`).want(20*time.Second, 0, "7")
+}
+
+// A cut that is over before anybody is declared lost is not noticed.
+func TestShortCut(t *testing.T) {
+	c := start(t, 3)
+	j := c.run(`for i in $(seq 40); do UNUM_NODE=n2 sh -c "sleep 0.05; exit $i" ; [ $? = $i ] || echo $i $?; done; echo done`)
+	for range 4 {
+		time.Sleep(300 * time.Millisecond)
+		c.SetLink(1, false)
+		time.Sleep(150 * time.Millisecond)
+		c.SetLink(1, true)
+	}
+	j.want(60*time.Second, 0, "done")
+}
+
+// The node of a body ends; its parent hears it in time.
+func TestBodyNodeEnds(t *testing.T) {
+	c := start(t, 3)
+	j := c.run(ticker)
+	c.await("the body", 1, func() []int { return c.find(1, "perl") })
+	c.Kill(1)
+	if code := j.ended(6 * time.Second); code != 0 || !strings.HasPrefix(j.out.String(), "status 137") {
+		t.Fatalf("exit %d: %s", code, j.out.String())
+	}
+}
+
+// The node that is home of a placed process ends: bodies elsewhere die.
+func TestHomeEnds(t *testing.T) {
+	c := start(t, 3)
+	j := c.run(`UNUM_NODE=n2 bash -c 'UNUM_NODE=n3 sleep 1000'; echo status $?`)
+	body := c.await("the body", 1, func() []int { return c.find(2, "sleep") })
+	c.Kill(1)
+	if code := j.ended(6 * time.Second); code != 0 || !strings.HasPrefix(j.out.String(), "status 137") {
+		t.Fatalf("exit %d: %s", code, j.out.String())
+	}
+	for end := time.Now().Add(6 * time.Second); syscall.Kill(body[0], 0) == nil; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the body lives on")
+		}
+	}
+}
+
+// With n1 the cluster ends; nothing hangs, nothing is left.
+func TestCoordinatorEnds(t *testing.T) {
+	c := start(t, 2)
+	j := c.run(`UNUM_NODE=n2 sleep 1000`)
+	c.await("the body", 1, func() []int { return c.find(1, "sleep") })
+	c.Kill(0)
+	if code := j.ended(30 * time.Second); code == 0 {
+		t.Errorf("exit %d", code)
+	}
+}
