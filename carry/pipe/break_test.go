@@ -1,6 +1,7 @@
 package pipe
 
 import (
+	"context"
 	"math/rand/v2"
 	"os/exec"
 	"testing"
@@ -93,6 +94,24 @@ func TestRestarts(t *testing.T) {
 				p.restart(i)
 			})
 			t.Logf("%d restarts at home, %d at the guest", n[0], n[1])
+		})
+	}
+}
+
+// Every stop of a body flushes, and takes back what it has not read.
+func TestFlushes(t *testing.T) {
+	for _, dir := range []byte{'r', 'w'} {
+		t.Run(string(dir), func(t *testing.T) {
+			n := 0
+			carried(t, dir, func(r *rig, p *placed) {
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				defer cancel()
+				if err := p.guest.Flush(ctx, false); err != nil {
+					t.Error(err)
+				}
+				n++
+			})
+			t.Logf("%d flushes", n)
 		})
 	}
 }

@@ -157,9 +157,12 @@ func (k *kind) Claim(ctx context.Context, p *carry.Proc, fd *carry.FD) (*carry.D
 		return nil, err
 	}
 	if k.dir == 'r' && !dd.Doubt {
-		if dd.Prefill, err = k.c.peek(f, dd.Size); err != nil {
+		ended := hungUp(f) // first, so that what is seen then is all
+		var all bool
+		if dd.Prefill, all, err = k.c.peek(f, dd.Size); err != nil {
 			return nil, err
 		}
+		dd.Ended = ended && all
 	}
 	data, err := msgpack.Marshal(&dd)
 	if err != nil {
@@ -187,30 +190,30 @@ func (c *Carrier) rivalTo(ino uint64) {
 func stays(what string) error { return fmt.Errorf("%s: %w", what, unum.ErrStaysHome) }
 
 // peek copies what a pipe holds, or its beginning, and leaves it there.
-func (c *Carrier) peek(f *os.File, size int) ([]byte, error) {
+func (c *Carrier) peek(f *os.File, size int) (b []byte, all bool, err error) {
 	held, err := sys.PipeUnread(f)
 	if err != nil || held == 0 {
-		return nil, err
+		return nil, true, err
 	}
 	t, err := c.pool.get(size)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer c.pool.put(t, c.null)
 	n, err := sys.Tee(f, t.w, size)
-	if err == unix.EAGAIN {
-		return nil, nil
-	}
 	if err != nil {
-		return nil, err
+		if err == unix.EAGAIN {
+			err = nil
+		}
+		return nil, false, err
 	}
-	b := make([]byte, min(n, maxBytes))
+	b = make([]byte, min(n, maxBytes))
 	for off := 0; off < len(b); {
 		m, err := sys.ReadNow(t.r, b[off:])
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		off += m
 	}
-	return b, nil
+	return b, len(b) == held, nil
 }

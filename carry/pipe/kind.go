@@ -26,6 +26,7 @@ type desc struct {
 	Uid, Gid uint32
 	Size     int    // capacity, F_GETPIPE_SZ
 	Prefill  []byte // pipe-read: what the pipe held at the claim, or its beginning
+	Ended    bool   // pipe-read: nothing will follow Prefill
 	Records  bool   // pipe-write: home has other writers
 	Caller   int    // pipe-read: the process at home, which becomes the deputy
 	Doubt    bool   // pipe-read: another holder is at rest only perhaps

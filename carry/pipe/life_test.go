@@ -11,7 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"unum/carry"
+	"unum/sys"
 )
 
 // A body may have read and ended before its caller has become the deputy.
@@ -173,5 +176,32 @@ func TestMany(t *testing.T) {
 	}
 	for range n {
 		<-done
+	}
+}
+
+// A pipe that nobody will write to any more looks like that from the first
+// moment.
+func TestEndedAtClaim(t *testing.T) {
+	r := newRig(t)
+	for _, content := range []string{"", "content"} {
+		pr, pw := userPipe(t)
+		pw.WriteString(content)
+		pw.Close()
+		p := r.carry('r', dup(t, pr), 0, false)
+		want := int16(unix.POLLHUP)
+		if content != "" {
+			want |= unix.POLLIN
+		}
+		if ev, _ := sys.Poll(p.body, unix.POLLIN); ev != want {
+			t.Errorf("%q: poll says %x, want %x", content, ev, want)
+		}
+		cmd := exec.Command("head", "-c", "3")
+		out, _ := cmd.StdoutPipe()
+		p.start(cmd)
+		got, _ := io.ReadAll(out)
+		p.wait(cmd)
+		if string(got) != content[:min(3, len(content))] {
+			t.Errorf("read %q of %q", got, content)
+		}
 	}
 }

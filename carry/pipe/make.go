@@ -133,7 +133,14 @@ func (h *half) makeBody(ctx context.Context, dd *desc, flags int) (body *os.File
 		s.next, s.tail = s.wrote, len(dd.Prefill)%atomicWrite
 		h.page.setCount(s.wrote, idle)
 	}
-	if err := h.c.env.Keeper.Keep(ctx, h.pipeName(), ours); err != nil {
+	if s, ok := h.eng.(*sink); ok && dd.Ended {
+		s.ended = true
+		err = s.passEnd()
+		h.wg.Wait() // for it to be closed: poll says POLLHUP from the first moment
+	} else {
+		err = h.c.env.Keeper.Keep(ctx, h.pipeName(), ours)
+	}
+	if err != nil {
 		body.Close()
 		return nil, err
 	}

@@ -175,9 +175,12 @@ func (r *rig) carry(dir byte, user *os.File, flags int, records bool) *placed {
 	}
 	dd := desc{Dev: uint64(st.Dev), Ino: st.Ino, Size: size, Records: records}
 	if dir == 'r' {
-		if dd.Prefill, err = r.side[0].c.peek(user, size); err != nil {
+		var all bool
+		ended := hungUp(user)
+		if dd.Prefill, all, err = r.side[0].c.peek(user, size); err != nil {
 			r.t.Fatal(err)
 		}
+		dd.Ended = ended && all
 	}
 	data, err := msgpack.Marshal(&dd)
 	if err != nil {
