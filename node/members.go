@@ -24,11 +24,11 @@ type members struct {
 	mu    sync.Mutex
 	lease cluster.Lease
 	addrs map[unum.NodeID]string
-	lost  map[unum.NodeID]unum.Epoch // down, and told to placement
+	lives map[unum.NodeID]unum.Epoch // the last that was seen of each
 }
 
 func newMembers(d *Daemon) *members {
-	m := &members{d: d, addrs: map[unum.NodeID]string{}, lost: map[unum.NodeID]unum.Epoch{}}
+	m := &members{d: d, addrs: map[unum.NodeID]string{}, lives: map[unum.NodeID]unum.Epoch{}}
 	// Until the list has been read, these two are known.
 	m.addrs[d.cfg.CoordinatorNode] = d.cfg.Coordinator
 	m.addrs[d.cfg.Node] = d.cfg.Listen
@@ -87,8 +87,10 @@ func (m *members) Up(ctx context.Context) error {
 		return err
 	}
 	m.beats = cluster.NewHeartbeats(cluster.HeartbeatConfig{
-		Node: m.d.cfg.Node, Store: m.store, Link: m.d.wire, Load: m.load.get, Changed: m.changed, Log: m.d.log,
+		Node: m.d.cfg.Node, Store: m.store, Link: m.d.wire, Load: m.load.get, Changed: m.changed, Isolated: m.isolated,
+		Log: m.d.log,
 	})
+	m.isolated(false) // what the daemon before this one has halted
 	return m.beats.Start(ctx, m.lease)
 }
 
@@ -101,15 +103,27 @@ func (m *members) changed(nodes []unum.NodeInfo) {
 		} else if n.Addr != "" {
 			m.addrs[n.ID] = n.Addr
 		}
-		news := false
-		if n.State == unum.Down && m.lost[n.ID] != n.Epoch {
-			m.lost[n.ID], news = n.Epoch, true
-		}
+		// A life that ended may have been followed by the next one already.
+		old, known := m.lives[n.ID]
+		news := known && n.Epoch != old || !known && n.State == unum.Down
+		m.lives[n.ID] = n.Epoch
 		m.mu.Unlock()
 		if news && n.ID != m.d.cfg.Node {
 			m.d.log.Warn("a node is lost", "peer", n.ID, "epoch", n.Epoch)
 			m.d.lost(n.ID)
 		}
+	}
+}
+
+// isolated halts the world while this node seems to be cut off: the others will
+// soon agree that it is lost, and what they then do must not be done twice.
+// The node with the only vote cannot be declared lost by them.
+func (m *members) isolated(alone bool) {
+	if m.d.cfg.Voter {
+		return
+	}
+	if err := m.d.world.Freeze(alone); err != nil {
+		m.d.log.Warn("halt the world", "halt", alone, "err", err)
 	}
 }
 

@@ -158,6 +158,10 @@ func (d *Daemon) live(ctx context.Context, beat *supervise.Beat) error {
 		select {
 		case <-tick.C:
 		case <-d.members.Lost():
+			// The others may be told now that what ran here is dead.
+			if err := d.world.Kill(context.WithoutCancel(ctx)); err != nil {
+				d.log.Error("kill the world", "err", err)
+			}
 			return fmt.Errorf("the lease is lost: %w", unum.ErrNodeLost)
 		case <-ctx.Done():
 			return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,9 @@ func (d *Daemon) startWorld(ctx context.Context) error {
 	}
 	d.world, err = world.Attach(ctx, cfg)
 	if errors.Is(err, unum.ErrNoProcess) {
+		if err := d.forget(); err != nil {
+			return err
+		}
 		d.world, err = world.Start(ctx, cfg)
 	}
 	if err != nil {
@@ -41,6 +45,25 @@ func (d *Daemon) startWorld(ctx context.Context) error {
 	}
 	d.root, err = os.OpenFile(fmt.Sprintf("/proc/%d/root", d.world.Pid1HostPid()), unix.O_PATH|unix.O_DIRECTORY, 0)
 	return err
+}
+
+// forget removes what is known of a world that has ended.
+func (d *Daemon) forget() error {
+	stay := []string{"cookie", "alive", "logs", "etcd", "etcd-run", "fs.sock", "fs.tab"}
+	dir := d.cfg.StateDir()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if slices.Contains(stay, e.Name()) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // startPlacement begins to answer the world's trapped calls.
