@@ -219,6 +219,10 @@ func (p *Play) startNode(i int, exe string) error {
 	go func() {
 		err := cmd.Wait()
 		p.log.Info("node has ended", "node", n.ID, "status", err)
+		// A machine without power does not refuse connections.
+		if err := p.net.setLink(i, false); err != nil {
+			p.log.Warn("take a node off the network", "node", n.ID, "err", err)
+		}
 		close(n.died)
 	}()
 	return nil
