@@ -94,7 +94,6 @@ func (w *world) end() {
 	}
 	if w.t.Failed() {
 		w.t.Log(w.play.Dump())
-		w.play.Kill()
 	}
 	if err := w.play.Stop(); err != nil {
 		w.t.Error(err)

@@ -26,12 +26,22 @@ type usage struct {
 }
 
 func (n Node) usage() (u usage) {
+	n0 := n
 	count := func(pat string) int { l, _ := filepath.Glob(pat); return len(l) }
 	d := n.Daemon()
 	u.fds = count(fmt.Sprintf("/proc/%d/fd/*", d))
 	u.threads = count(fmt.Sprintf("/proc/%d/task/*", d))
 	u.fsFDs = count(fmt.Sprintf("/proc/%d/fd/*", n.FileServer()))
-	lines := func(f string) int { b, _ := os.ReadFile(f); return strings.Count(string(b), "\n") }
+	// Mounts of other plays on the machine come and go here too.
+	lines := func(f string) (n int) {
+		b, _ := os.ReadFile(f)
+		for _, l := range strings.Split(string(b), "\n") {
+			if l != "" && (!strings.Contains(l, PlayDir+"/") || strings.Contains(l, filepath.Dir(n0.Dir)+"/")) {
+				n++
+			}
+		}
+		return n
+	}
 	u.mounts = lines(fmt.Sprintf("/proc/%d/mountinfo", n.Pid))
 	if p, err := n.WorldPid(); err == nil {
 		u.worldMounts = lines(fmt.Sprintf("/proc/%d/mountinfo", p))
