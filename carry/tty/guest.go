@@ -2,7 +2,14 @@ package tty
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"math/rand/v2"
+	"net/url"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -38,13 +45,69 @@ type lineKey struct {
 // Session returns the guest's terminal of a home session for one placement, and
 // makes it if there is none. Preconditions: d.Ctty, or the caller makes no
 // controlling terminal of it. The placement closes its End when it is over.
-func (g *Guests) Session(_ context.Context, pl carry.Placement, d *Desc) (*End, error) {
+func (g *Guests) Session(ctx context.Context, pl carry.Placement, d *Desc) (*End, error) {
+	return g.session(ctx, pl, d, false)
+}
+
+// ResumeSession is Session for a placement that was running when this daemon's
+// predecessor died. SetAgent is to be called again.
+func (g *Guests) ResumeSession(ctx context.Context, pl carry.Placement, d *Desc) (*End, error) {
+	return g.session(ctx, pl, d, true)
+}
+
+func (g *Guests) session(_ context.Context, pl carry.Placement, d *Desc, resume bool) (*End, error) {
 	l, err := g.line(pl.Home, d, true)
 	if err != nil {
 		return nil, wrap("carry", "", pl.Pid, "terminal", err)
 	}
-	e, err := l.attach(pl, d)
+	e, err := l.attach(pl, d, resume)
 	return e, wrap("carry", "", pl.Pid, "terminal", err)
+}
+
+// resume finds the terminals that a predecessor had, so that children of bodies
+// that have ended go on writing, and EndSession finds them.
+func (g *Guests) resume() {
+	if g.k.cfg.Keeper == nil || g.k.cfg.StateDir == "" {
+		return
+	}
+	files, err := filepath.Glob(filepath.Join(g.k.cfg.StateDir, "tty.*"))
+	if err != nil {
+		return
+	}
+	for _, f := range files {
+		if err := g.resumeLine(f); err != nil {
+			g.k.log.Warn("a terminal is not resumed", "file", f, "err", err)
+			_ = os.Remove(f)
+		}
+	}
+}
+
+func (g *Guests) resumeLine(file string) error {
+	name, err := url.PathUnescape(filepath.Base(file))
+	if err != nil {
+		return err
+	}
+	p, found, err := openPage(g.k.cfg.StateDir, name, ringSize)
+	if err != nil {
+		return err
+	}
+	d, derr := p.desc()
+	_ = p.close(false)
+	if !found || derr != nil {
+		return errors.Join(derr, g.k.cfg.Keeper.Drop(g.k.ctx, name))
+	}
+	f, err := g.k.cfg.Keeper.Take(name)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	home, ok := strings.CutPrefix(name, "tty.")
+	home, ok2 := strings.CutSuffix(home, "."+d.Sid.String()+"."+strconv.FormatUint(uint64(d.Dev), 10))
+	if !ok || !ok2 {
+		return unix.EINVAL
+	}
+	_, err = g.line(unum.NodeID(home), &d, false)
+	return err
 }
 
 // EndSession hangs up all terminals of a home session. Its agent is about to
@@ -99,7 +162,7 @@ func (g *Guests) close() error {
 	}
 	g.mu.Unlock()
 	for _, l := range ls {
-		l.hangUp()
+		l.end(g.k.cfg.Keeper == nil)
 	}
 	return nil
 }
@@ -122,9 +185,17 @@ func (k *Kind) Land(ctx context.Context, pl carry.Placement, cd *carry.Desc) (ca
 	return e, nil
 }
 
-// ResumeGuest: terminals do not survive the daemon yet.
-func (k *Kind) ResumeGuest(ctx context.Context, pl carry.Placement, d *carry.Desc) (carry.Guest, error) {
-	return k.Land(ctx, pl, d)
+// ResumeGuest finds the terminal of a body that has its descriptor.
+func (k *Kind) ResumeGuest(ctx context.Context, pl carry.Placement, cd *carry.Desc) (carry.Guest, error) {
+	d, err := decodeDesc(cd.Data)
+	if err != nil {
+		return nil, wrap("carry", "", pl.Pid, "terminal", err)
+	}
+	e, err := k.Guests.ResumeSession(ctx, pl, d)
+	if err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
 // End is one placement's share of a terminal at the guest.
@@ -151,8 +222,12 @@ func (e *End) SetAgent(a Agent) {
 	pgrp := 0
 	e.l.control(func(fd int) { pgrp, _ = sys.TtyForeground(fd) })
 	e.l.mu.Lock()
-	e.l.agent, e.l.nobody = a, pgrp
-	e.l.mu.Unlock()
+	defer e.l.mu.Unlock()
+	e.l.agent = a
+	if e.l.nobody == 0 {
+		e.l.nobody = pgrp
+		e.l.page.set(wordNobody, uint64(pgrp))
+	}
 }
 
 // HasAgent says whether a SetAgent came before.
@@ -221,6 +296,8 @@ type Line struct {
 	cr      bool     // an unsent \r that may belong to a newline
 
 	mu       sync.Mutex
+	page     *page
+	resumed  bool     // a predecessor's, and home does not know yet
 	slave    *os.File // our own, while ends is not empty
 	ends     map[*End]struct{}
 	agent    Agent
@@ -243,36 +320,30 @@ type Line struct {
 	ackc     chan struct{}   // closed and replaced when written grows
 	watchc   chan struct{}
 	life     uint64
+	id       uint64
 	ch       unum.Channel
 	attended chan struct{} // closed when accept has left
 }
 
 func newLine(g *Guests, key lineKey, d *Desc) (*Line, error) {
-	dir, err := g.k.cfg.Devpts()
-	if err != nil {
-		return nil, err
-	}
-	m, n, err := openNumber(dir, int(unix.Minor(uint64(d.Dev))))
-	if err != nil {
-		return nil, err
-	}
 	l := &Line{
-		g: g, k: g.k, key: key, ctty: d.Ctty, root: d.Root, number: n, master: m,
-		relays: map[*home]int64{},
-		ends:   map[*End]struct{}{}, flushes: map[int64]chan struct{}{},
+		g: g, k: g.k, key: key, ctty: d.Ctty, root: d.Root, relays: map[*home]int64{},
+		ends: map[*End]struct{}{}, flushes: map[int64]chan struct{}{},
 		ackc: make(chan struct{}), watchc: make(chan struct{}, 1),
 	}
 	l.ctx, l.cancel = context.WithCancel(g.k.ctx)
-	fd := rawFD(m)
-	var st unix.Stat_t
-	if err = unix.Fstat(fd, &st); err != nil {
-		m.Close()
+	m, err := l.kept()
+	if err == nil && m == nil {
+		m, err = l.fresh(d)
+	}
+	if err != nil {
 		return nil, err
 	}
-	l.devpts = uint64(st.Dev)
-	if err = l.adopt(fd, d); err == nil {
-		// From now on no body can clear it.
-		err = sys.LockTtyAttr(fd, &unix.Termios{Lflag: sys.EXTPROC})
+	l.master = m
+	var st unix.Stat_t
+	if err = unix.Fstat(rawFD(m), &st); err == nil {
+		l.devpts = uint64(st.Dev)
+		l.number, err = unix.IoctlGetInt(rawFD(m), unix.TIOCGPTN)
 	}
 	if err != nil {
 		m.Close()
@@ -281,12 +352,105 @@ func newLine(g *Guests, key lineKey, d *Desc) (*Line, error) {
 	return l, nil
 }
 
+func (l *Line) name() string {
+	return "tty." + string(l.key.home) + "." + l.key.sid.String() + "." + strconv.FormatUint(uint64(l.key.dev), 10)
+}
+
+// kept finds the pty and what was known of it when a predecessor died; nil if
+// there was none.
+func (l *Line) kept() (*os.File, error) {
+	if l.k.cfg.Keeper == nil {
+		return nil, nil
+	}
+	m, err := l.k.cfg.Keeper.Take(l.name())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	p, found, err := openPage(l.k.cfg.StateDir, l.name(), ringSize)
+	if err != nil {
+		m.Close()
+		return nil, err
+	}
+	l.page = p
+	if !found { // killed between the two
+		m.Close()
+		return nil, l.k.cfg.Keeper.Drop(l.ctx, l.name())
+	}
+	l.resumed, l.used = true, true
+	l.life, l.fg, l.nobody = p.get(wordLife), unum.Pid(p.get(wordFg)), int(p.get(wordNobody))
+	l.id = p.get(wordLine)
+	l.sent, l.written = int64(p.get(wordSent)), int64(p.get(wordWritten))
+	l.link.got = p.get(wordGot)
+	l.link.done = l.link.got
+	l.modes, err = p.modes()
+	if w, werr := sys.TtySize(rawFD(m)); err == nil && werr == nil {
+		l.size = sizeOf(w)
+	}
+	if err != nil {
+		m.Close()
+		return nil, err
+	}
+	// What home may not have, under new numbers; home knows the positions.
+	pos := l.written
+	for b := p.take(l.written, l.sent); len(b) > 0; {
+		n := min(len(b), 4096)
+		l.link.send(l.ctx, message{Op: opOutput, N: pos, B: b[:n:n]})
+		b, pos = b[n:], pos+int64(n)
+	}
+	// A wish may be open that is forgotten here.
+	l.link.send(l.ctx, message{Op: opWant, N: wantNothing})
+	return m, nil
+}
+
+// fresh makes the pty.
+func (l *Line) fresh(d *Desc) (*os.File, error) {
+	dir, err := l.k.cfg.Devpts()
+	if err != nil {
+		return nil, err
+	}
+	m, err := openNumber(dir, int(unix.Minor(uint64(d.Dev))))
+	if err != nil {
+		return nil, err
+	}
+	fail := func(err error) (*os.File, error) {
+		m.Close()
+		return nil, err
+	}
+	stateDir := l.k.cfg.StateDir
+	if l.k.cfg.Keeper == nil {
+		stateDir = ""
+	}
+	if l.page, _, err = openPage(stateDir, l.name(), ringSize); err != nil {
+		return fail(err)
+	}
+	clear(l.page.b[8:])
+	l.id = rand.Uint64() | 1
+	l.page.set(wordLine, l.id)
+	l.page.setDesc(d)
+	if err := l.adopt(rawFD(m), d); err != nil {
+		return fail(err)
+	}
+	// From now on no body can clear it.
+	if err := sys.LockTtyAttr(rawFD(m), &unix.Termios{Lflag: sys.EXTPROC}); err != nil {
+		return fail(err)
+	}
+	if l.k.cfg.Keeper != nil {
+		if err := l.k.cfg.Keeper.Keep(l.ctx, l.name(), m); err != nil {
+			return fail(err)
+		}
+	}
+	return m, nil
+}
+
 // openNumber prefers a pty of the same number as home's, so that ttyname agrees
 // where it can.
-func openNumber(dir string, want int) (*os.File, int, error) {
+func openNumber(dir string, want int) (*os.File, error) {
 	m, n, err := sys.OpenPty(dir)
 	if err != nil || n >= want || want-n > 16 {
-		return m, n, err
+		return m, err
 	}
 	var spare []*os.File
 	defer func() {
@@ -305,7 +469,7 @@ func openNumber(dir string, want int) (*os.File, int, error) {
 		spare = append(spare, m)
 		m, n = o, on
 	}
-	return m, n, nil
+	return m, nil
 }
 
 // adopt gives the pty home's modes and size.
@@ -317,6 +481,7 @@ func (l *Line) adopt(fd int, d *Desc) error {
 	if t, err := sys.TtyAttr(fd); err == nil {
 		l.modes = modesOf(t)
 	}
+	l.page.setModes(&l.modes)
 	return sys.SetTtySize(fd, d.Size.winsize())
 }
 
@@ -330,7 +495,7 @@ func (l *Line) open(flags int) (f *os.File, err error) {
 	return sys.OpenSlave(rawFD(l.master), flags)
 }
 
-func (l *Line) attach(pl carry.Placement, d *Desc) (*End, error) {
+func (l *Line) attach(pl carry.Placement, d *Desc, resume bool) (*End, error) {
 	l.io.Lock()
 	defer l.io.Unlock()
 	if l.master == nil {
@@ -344,7 +509,9 @@ func (l *Line) attach(pl carry.Placement, d *Desc) (*End, error) {
 			return nil, err
 		}
 		l.slave, l.used = s, true
-		if err := l.adopt(rawFD(l.master), d); err != nil {
+		if resume {
+			poke(l.watchc)
+		} else if err := l.adopt(rawFD(l.master), d); err != nil {
 			return nil, err
 		}
 	}
@@ -377,6 +544,7 @@ func (l *Line) setForeground(ctx context.Context, pgid unum.Pid) error {
 	l.mu.Lock()
 	a := l.agent
 	l.fg = pgid
+	l.page.set(wordFg, uint64(pgid))
 	l.mu.Unlock()
 	if a == nil {
 		return nil
@@ -415,9 +583,12 @@ func (l *Line) confirm() bool {
 	return !missing()
 }
 
-// hangUp closes the pty: its readers get an end of file, writers EIO, and the
-// session's leader SIGHUP.
-func (l *Line) hangUp() {
+// hangUp closes the pty for good: its readers get an end of file, writers EIO,
+// and the session's leader SIGHUP.
+func (l *Line) hangUp() { l.end(true) }
+
+// end closes this daemon's half; the pty too, unless a successor is to have it.
+func (l *Line) end(forget bool) {
 	l.g.mu.Lock()
 	if l.g.lines[l.key] == l {
 		delete(l.g.lines, l.key)
@@ -429,13 +600,25 @@ func (l *Line) hangUp() {
 		l.slave = nil
 	}
 	l.mu.Unlock()
+	l.link.close()
 	l.cancel()
 	l.io.Lock()
-	if l.master != nil {
-		l.master.Close()
-		l.master = nil
+	defer l.io.Unlock()
+	if l.master == nil {
+		return
 	}
-	l.io.Unlock()
+	if forget && l.k.cfg.Keeper != nil {
+		if err := l.k.cfg.Keeper.Drop(context.Background(), l.name()); err != nil {
+			l.k.log.Warn("drop a terminal", "name", l.name(), "err", err)
+		}
+	}
+	l.master.Close()
+	l.master = nil
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.page.close(forget); err != nil {
+		l.k.log.Warn("close a terminal's page", "name", l.name(), "err", err)
+	}
 }
 
 // checkIdle tells home, if it has asked, that nobody has the terminal open.

@@ -3,6 +3,7 @@ package tty
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,7 +37,12 @@ func (g *Guests) accept(ctx context.Context, from unum.NodeID, b []byte, ch unum
 	if !l.take(ctx, ch, &hi) {
 		return
 	}
-	err = l.link.receive(ctx, ch, l.handle)
+	err = l.link.receive(ctx, ch, func(m message) {
+		l.handle(m)
+		l.mu.Lock()
+		l.page.set(wordGot, m.Seq)
+		l.mu.Unlock()
+	})
 	l.mu.Lock()
 	if l.ch == ch {
 		l.ch = nil
@@ -66,53 +72,62 @@ func (l *Line) take(ctx context.Context, ch unum.Channel, hi *hello) bool {
 	}
 	defer l.mu.Unlock()
 	l.ch, l.attended = ch, make(chan struct{})
-	known := int64(1)
-	if l.life != hi.Life {
+	known := welcomeBack
+	switch {
+	case l.life != hi.Life:
 		// Another home half: the numbers begin again, and what the old one was
-		// told no longer matters. Output that it never wrote goes to the new one.
-		known = 0
+		// told no longer matters. Output that it has not acknowledged goes to the
+		// new one, which may know that it has some of it.
+		known = welcomeNew
 		l.life = hi.Life
+		l.page.set(wordLife, hi.Life)
 		l.restart()
+	case l.resumed:
+		known = welcomeAgain
 	}
-	welcome := message{Op: opWelcome, N: known}
-	l.link.attach(ctx, ch, hi.Got, &welcome)
+	l.resumed = false
+	welcome := message{Op: opWelcome, N: known, B: binary.LittleEndian.AppendUint64(nil, l.id)}
+	got := hi.Got
+	if known != welcomeBack {
+		got = 0
+	}
+	l.link.attach(ctx, ch, got, &welcome)
 	return true
 }
+
+// What a guest's welcome says.
+const (
+	welcomeNew   int64 = iota // it did not know this home half
+	welcomeBack               // it did
+	welcomeAgain              // it did, and its own numbers begin again
+)
 
 // restart forgets a home half. Preconditions: mu is held.
 func (l *Line) restart() {
 	k := &l.link
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	first := k.seq == 0 || l.sent == l.written && k.got == 0
-	if first && k.got == 0 {
-		return // sent before the first home came: all of it is for this one
-	}
 	var out []message
 	for _, m := range k.keep {
 		if m.Op == opOutput || m.Op == opModes {
+			m.Seq = uint64(len(out) + 1)
 			out = append(out, m)
 		}
 	}
-	k.seq, k.got, k.acked, k.keep = 0, 0, 0, nil
-	l.sent, l.written = 0, 0
-	for _, m := range out {
-		k.seq++
-		m.Seq = k.seq
-		k.keep = append(k.keep, m)
-		l.sent += int64(len(m.B))
-	}
+	k.seq, k.got, k.done, k.acked, k.keep = uint64(len(out)), 0, 0, 0, out
+	l.page.set(wordGot, 0)
 	l.want, l.offered, l.release = 0, false, 0
 	for id, c := range l.flushes {
 		close(c)
 		delete(l.flushes, id)
 	}
-	l.acknowledge(0)
+	poke(l.watchc)
 }
 
 // Preconditions: mu is held.
 func (l *Line) acknowledge(n int64) {
 	l.written = max(l.written, n)
+	l.page.set(wordWritten, uint64(l.written))
 	close(l.ackc)
 	l.ackc = make(chan struct{})
 }
@@ -158,6 +173,7 @@ func (l *Line) handle(m message) {
 				l.raw = false
 				if t, err := sys.TtyAttr(rawFD(l.master)); err == nil {
 					l.modes = modesOf(t)
+					l.page.setModes(&l.modes)
 				}
 			}
 			l.mu.Unlock()
@@ -395,9 +411,12 @@ func (l *Line) output(b []byte) {
 		return
 	}
 	l.mu.Lock()
+	pos := l.sent
+	l.page.put(pos, b)
 	l.sent += int64(len(b))
+	l.page.set(wordSent, uint64(l.sent))
 	l.mu.Unlock()
-	l.link.send(l.ctx, message{Op: opOutput, B: bytes.Clone(b)})
+	l.link.send(l.ctx, message{Op: opOutput, N: pos, B: bytes.Clone(b)})
 }
 
 // status handles a packet mode status byte. Preconditions: io is held.
@@ -456,6 +475,7 @@ func (l *Line) settle() {
 	l.pending = nil
 	l.mu.Lock()
 	l.modes = m
+	l.page.setModes(&m)
 	l.raw = !m.canonical()
 	l.unsure = true
 	l.mu.Unlock()

@@ -2,9 +2,11 @@ package tty
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"math/rand/v2"
 	"os"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -211,9 +213,12 @@ type home struct {
 	syncID  int64
 	keys    map[unix.Signal]*keypress
 
-	writec  chan struct{}
-	kickc   chan struct{}
-	written int64 // write's own
+	writec   chan struct{}
+	kickc    chan struct{}
+	received int64 // position in the stream of output; -1 until the first
+	written  int64 // write's own, once received is known
+	line     uint64
+	page     *page
 }
 
 func newHome(hs *Homes, key homeKey, d *Desc) *home {
@@ -224,6 +229,17 @@ func newHome(hs *Homes, key homeKey, d *Desc) *home {
 		writec: make(chan struct{}, 1), kickc: make(chan struct{}, 1),
 	}
 	h.ctx, h.cancel = context.WithCancel(hs.k.ctx)
+	h.received = -1
+	name := "ttyhome." + string(key.guest) + "." + key.sid.String() + "." + strconv.FormatUint(uint64(key.dev), 10)
+	p, found, err := openPage(hs.k.cfg.StateDir, name, 0)
+	if err != nil {
+		hs.k.log.Warn("a terminal's page", "err", err)
+		p = &page{}
+	} else if found {
+		h.received = int64(p.get(wordWritten))
+		h.written = h.received
+	}
+	h.page = p
 	return h
 }
 
@@ -324,8 +340,16 @@ func (h *home) connect(wait *time.Duration) error {
 	if err != nil {
 		return err
 	}
-	if m.Op != opWelcome || hi.Got > 0 && m.N == 0 {
+	if len(m.B) == 8 {
+		h.meet(binary.LittleEndian.Uint64(m.B))
+	}
+	switch {
+	case m.Op != opWelcome, m.N == welcomeNew && hi.Got > 0:
 		return errAnother
+	case m.N == welcomeAgain:
+		h.link.mu.Lock()
+		h.link.got, h.link.done, h.link.acked = 0, 0, 0
+		h.link.mu.Unlock()
 	}
 	*wait = 20 * time.Millisecond
 	h.link.attach(h.ctx, ch, m.Ack, nil)
@@ -333,11 +357,34 @@ func (h *home) connect(wait *time.Duration) error {
 	return h.link.receive(h.ctx, ch, h.handle)
 }
 
+// meet says which pty the guest has. Of another one than before, positions in
+// the output mean nothing.
+func (h *home) meet(line uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.page.get(wordLine) != line || h.page.b == nil && h.line != line {
+		h.received = -1
+		h.page.set(wordWritten, 0)
+		h.page.set(wordLine, line)
+	}
+	h.line = line
+}
+
 // handle must not wait: it is the reader of the channel.
 func (h *home) handle(m message) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch m.Op {
+	case opOutput:
+		// A guest's new daemon sends again what it cannot know to be here.
+		if h.received < 0 {
+			h.received, h.written = m.N, m.N
+		}
+		if skip := h.received - m.N; skip > 0 {
+			skip = min(skip, int64(len(m.B)))
+			m.B, m.N = m.B[skip:], m.N+skip
+		}
+		h.received = max(h.received, m.N+int64(len(m.B)))
 	case opIdle:
 		if m.N == h.release && len(h.ends) == 0 {
 			h.closeTTY()
@@ -439,6 +486,7 @@ const lingerTime = 30 * time.Second
 func (h *home) end() {
 	h.hs.mu.Lock()
 	h.mu.Lock()
+	was := h.over
 	h.over = true
 	if h.linger != nil {
 		h.linger.Stop()
@@ -447,6 +495,12 @@ func (h *home) end() {
 		delete(h.hs.homes, h.key)
 	}
 	h.closeTTY()
+	if !was {
+		// Killed is not closed: only a half that ends forgets.
+		if err := h.page.close(h.k.ctx.Err() == nil); err != nil {
+			h.k.log.Warn("close a terminal's page", "err", err)
+		}
+	}
 	h.mu.Unlock()
 	h.hs.mu.Unlock()
 	h.cancel()
@@ -505,9 +559,13 @@ func (e *HomeEnd) Close() error {
 	return nil
 }
 
-// ResumeHome: terminals do not survive the daemon yet.
+// ResumeHome is Serve: what home's terminal has already stands in the page.
 func (k *Kind) ResumeHome(ctx context.Context, pl carry.Placement, d *carry.Desc, file *os.File) (carry.Home, error) {
-	return k.Serve(ctx, pl, d, file)
+	h, err := k.Serve(ctx, pl, d, file)
+	if err != nil {
+		return nil, err
+	}
+	return h, nil
 }
 
 func poke(c chan struct{}) {

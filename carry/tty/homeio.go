@@ -55,7 +55,10 @@ func (h *home) do(m message, tty *os.File, rc syscall.RawConn) {
 			// goes where it would go natively.
 			_, _ = tty.Write(m.B)
 		}
-		h.written += int64(len(m.B))
+		h.written = m.N + int64(len(m.B))
+		h.mu.Lock()
+		h.page.set(wordWritten, uint64(h.written))
+		h.mu.Unlock()
 		h.link.send(h.ctx, message{Op: opWritten, N: h.written})
 	case opModes:
 		if m.Modes == nil {

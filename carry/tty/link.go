@@ -68,7 +68,9 @@ type link struct {
 	ch    unum.Channel // nil while there is none
 	seq   uint64       // last number given
 	got   uint64       // last number received
+	done  uint64       // last number whose message has had its effect
 	acked uint64       // last number that we told
+	shut  bool         // nothing is sent any more
 	keep  []message    // not acknowledged by the peer
 }
 
@@ -85,10 +87,10 @@ func (l *link) send(ctx context.Context, m message) {
 
 // Preconditions: mu is held.
 func (l *link) put(ctx context.Context, m message) {
-	if l.ch == nil {
+	if l.ch == nil || l.shut {
 		return
 	}
-	m.Ack, l.acked = l.got, l.got
+	m.Ack, l.acked = l.done, l.done
 	b, err := msgpack.Marshal(&m)
 	if err == nil {
 		err = l.ch.Send(ctx, b)
@@ -120,6 +122,14 @@ func (l *link) detach(ch unum.Channel) {
 	}
 }
 
+// close lets nothing out any more: what is done from now on will be done again
+// by a successor.
+func (l *link) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.shut = true
+}
+
 func (l *link) trim(ack uint64) {
 	i := 0
 	for i < len(l.keep) && l.keep[i].Seq <= ack {
@@ -144,17 +154,21 @@ func (l *link) receive(ctx context.Context, ch unum.Channel, fn func(message)) e
 		fresh := m.Seq != 0 && m.Seq == l.got+1
 		if fresh {
 			l.got = m.Seq
-			if l.got-l.acked >= 64 {
-				l.put(ctx, message{Op: opAck})
-			}
 		} else if m.Seq > l.got+1 {
 			l.mu.Unlock()
 			return fmt.Errorf("message %d after %d", m.Seq, l.got)
 		}
 		l.mu.Unlock()
-		if fresh {
-			fn(m)
+		if !fresh {
+			continue
 		}
+		fn(m)
+		l.mu.Lock()
+		l.done = m.Seq
+		if l.done-l.acked >= 64 {
+			l.put(ctx, message{Op: opAck})
+		}
+		l.mu.Unlock()
 	}
 }
 

@@ -2,7 +2,9 @@ package tty
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -27,22 +29,171 @@ import (
 // rig is two nodes in one process and a shell on a terminal of the first. In
 // it "placed CMD" runs CMD at the second.
 type rig struct {
-	t     testing.TB
-	dir   string
-	net   *network
-	kinds map[unum.NodeID]*Kind
-	early bool // GroupReady comes before the group's leader
-	ln    *net.UnixListener
-	wg    sync.WaitGroup
-	fails chan error
+	t       testing.TB
+	dir     string
+	net     *network
+	kinds   map[unum.NodeID]*Kind
+	configs map[unum.NodeID]Config
+	early   bool // GroupReady comes before the group's leader
+	ln      *net.UnixListener
+	wg      sync.WaitGroup
+	fails   chan error
 
 	starting sync.Mutex
 
 	mu     sync.Mutex
 	next   uint64
+	live   map[*placing]struct{}
 	agents map[groupKey]*agent
 	groups map[groupKey]int // home group to the guest's
 	bodies map[int]*body
+}
+
+// placing is what a successor of the guest's daemon must find again.
+type placing struct {
+	pl    carry.Placement
+	sess  *Desc
+	descs []*carry.Desc
+	agent *agent
+
+	mu   sync.Mutex
+	life int
+	ends []carry.Guest
+}
+
+// keeper keeps descriptors in this process, which outlives a Kind.
+type keeper struct {
+	mu   sync.Mutex
+	kept map[string]int
+}
+
+func (k *keeper) Keep(_ context.Context, name string, f *os.File) error {
+	fd, err := unix.FcntlInt(uintptr(rawFD(f)), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.kept[name] = fd
+	return nil
+}
+
+func (k *keeper) Take(name string) (*os.File, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	fd, ok := k.kept[name]
+	if !ok {
+		return nil, fs.ErrNotExist
+	}
+	fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func (k *keeper) Drop(_ context.Context, name string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if fd, ok := k.kept[name]; ok {
+		unix.Close(fd)
+		delete(k.kept, name)
+	}
+	return nil
+}
+
+// keep gives every node a keeper, so that its daemon can be restarted.
+func (r *rig) keep() {
+	for n, k := range r.kinds {
+		k.Close()
+		dir := filepath.Join(r.dir, "state-"+string(n))
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			r.t.Fatal(err)
+		}
+		r.configs[n] = Config{Env: carry.Env{
+			Node: n, Peer: r.net.peer(n), Accept: r.net.accept(n), WorldPids: worldPids,
+			Keeper: &keeper{kept: map[string]int{}}, StateDir: dir,
+		}}
+		r.start(n)
+	}
+}
+
+func (r *rig) start(n unum.NodeID) {
+	k, err := New(r.configs[n])
+	if err != nil {
+		r.t.Error(err)
+		return
+	}
+	r.mu.Lock()
+	r.kinds[n] = k
+	r.mu.Unlock()
+}
+
+// restart replaces the daemon of a guest.
+func (r *rig) restart(n unum.NodeID) {
+	r.starting.Lock()
+	defer r.starting.Unlock()
+	r.kinds[n].Close()
+	r.start(n)
+	r.mu.Lock()
+	var all []*placing
+	for p := range r.live {
+		if p.pl.Guest == n {
+			all = append(all, p)
+		}
+	}
+	r.mu.Unlock()
+	for _, p := range all {
+		if err := p.resume(r.kinds[n]); err != nil {
+			r.fails <- err
+		}
+	}
+}
+
+func (p *placing) resume(k *Kind) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.life++
+	p.ends = nil
+	e, err := k.Guests.ResumeSession(context.Background(), p.pl, p.sess)
+	if err != nil {
+		return err
+	}
+	e.SetAgent(p.agent)
+	p.ends = append(p.ends, e)
+	for _, d := range p.descs {
+		if d.Kind == "tty" {
+			e, err := k.ResumeGuest(context.Background(), p.pl, d)
+			if err != nil {
+				return err
+			}
+			p.ends = append(p.ends, e)
+		}
+	}
+	return nil
+}
+
+// flush asks again where a daemon was replaced meanwhile.
+func (p *placing) flush(ctx context.Context, final bool) error {
+	for {
+		p.mu.Lock()
+		life, ends := p.life, p.ends
+		p.mu.Unlock()
+		var err error
+		for _, e := range ends {
+			err = errors.Join(err, e.Flush(ctx, final))
+		}
+		if p.over(life) {
+			continue
+		}
+		return err
+	}
+}
+
+func (p *placing) over(life int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.life != life
 }
 
 // groupKey is a group or session of home at a guest.
@@ -94,7 +245,7 @@ func newRig(t testing.TB) *rig {
 	}
 	r := &rig{
 		t: t, dir: t.TempDir(), net: newNetwork(), fails: make(chan error, 100),
-		agents: map[groupKey]*agent{}, groups: map[groupKey]int{}, kinds: map[unum.NodeID]*Kind{}, bodies: map[int]*body{},
+		agents: map[groupKey]*agent{}, groups: map[groupKey]int{}, kinds: map[unum.NodeID]*Kind{}, configs: map[unum.NodeID]Config{}, live: map[*placing]struct{}{}, bodies: map[int]*body{},
 	}
 	exe, err := os.Executable()
 	if err != nil {
@@ -423,6 +574,15 @@ func (r *rig) place(c *net.UnixConn) error {
 	for _, e := range ends {
 		e.Started(true)
 	}
+	p2 := &placing{pl: pl, sess: sess, descs: descs, agent: a, ends: ends}
+	r.mu.Lock()
+	r.live[p2] = struct{}{}
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		delete(r.live, p2)
+		r.mu.Unlock()
+	}()
 	started()
 	for _, f := range files {
 		f.Close()
@@ -477,10 +637,8 @@ func (r *rig) place(c *net.UnixConn) error {
 				println("EVENT", guest, b.pid, what, n.Sig, n.Code)
 			}
 			fctx, fcancel := context.WithTimeout(ctx, 10*time.Second)
-			for _, e := range ends {
-				if err := e.Flush(fctx, what != "stop"); err != nil {
-					r.fails <- fmt.Errorf("flush: %w", err)
-				}
+			if err := p2.flush(fctx, what != "stop"); err != nil {
+				r.fails <- fmt.Errorf("flush: %w", err)
 			}
 			fcancel()
 			if what == "stop" {
@@ -501,6 +659,9 @@ func (r *rig) place(c *net.UnixConn) error {
 			r.mu.Lock()
 			delete(r.bodies, b.pid)
 			r.mu.Unlock()
+			p2.mu.Lock()
+			ends = p2.ends
+			p2.mu.Unlock()
 			for _, e := range ends {
 				_ = e.Close()
 			}

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"unum"
 	"unum/sys"
 )
 
@@ -410,5 +411,70 @@ func TestSetsid(t *testing.T) {
 	s := newRig(t).bash()
 	if got := s.run("setsid -w placed sh -c 'echo a; test -t 1 && echo b; echo c 2>/dev/null >/dev/tty || echo none'"); got != "a\r\nb\r\nnone\r\n" {
 		t.Fatalf("%q", got)
+	}
+}
+
+func TestTwoJobs(t *testing.T) {
+	both(t, func(t *testing.T, s *shell) {
+		for _, j := range []string{"a", "b"} {
+			cmd := "placed sh -c 'echo up; while [ ! -e go ]; do sleep 0.05; done; echo fin" + j + "'\n"
+			s.send(cmd)
+			s.expect(cmd[:len(cmd)-1] + "\r\nup\r\n")
+			s.send("\x1a")
+			s.expect("topped")
+			s.expect("$ ")
+		}
+		s.send(": > go; fg %1\n")
+		s.expect("\r\nfina\r\n")
+		s.expect("$ ")
+		s.send("fg %2\n")
+		s.expect("\r\nfinb\r\n")
+		s.expect("$ ")
+	})
+}
+
+// TestGuestRestart: the guest's daemon is replaced while a body writes and reads.
+func TestGuestRestart(t *testing.T) {
+	r := newRig(t)
+	r.keep()
+	s := r.bash()
+	s.send("placed sh -c 'seq 1 20000; exec cat'\n")
+	s.expect("cat'\r\n")
+	var out strings.Builder
+	for i := 1; i <= 10; i++ {
+		out.WriteString(s.expect("\r\n" + strconv.Itoa(i*1500) + "\r\n"))
+		r.restart("n2")
+	}
+	out.WriteString(s.expect("\r\n20000\r\n"))
+	var want strings.Builder
+	for i := 1; i <= 20000; i++ {
+		want.WriteString(strconv.Itoa(i) + "\r\n")
+	}
+	if out.String() != want.String() {
+		t.Errorf("%d bytes, want %d", out.Len(), want.Len())
+	}
+	for range 5 {
+		r.restart("n2")
+		s.send("abc\n")
+		s.expect("abc\r\nabc\r\n")
+	}
+	s.send("\x1a")
+	s.expect("topped")
+	s.expect("$ ")
+	r.restart("n2")
+	s.send("fg\n")
+	s.expect("fg\r\n")
+	s.expect("cat'\r\n")
+	s.send("x\n")
+	s.expect("x\r\nx\r\n")
+	s.send("\x03")
+	s.expect("$ ")
+	s.run("placed echo again")
+	if left, _ := os.ReadDir(r.configs["n2"].StateDir); len(left) != 1 {
+		t.Errorf("%d pages", len(left))
+	}
+	r.kinds["n2"].Guests.EndSession("n1", unum.Pid(s.cmd.Process.Pid))
+	if left, _ := os.ReadDir(r.configs["n2"].StateDir); len(left) != 0 {
+		t.Errorf("%d pages are left", len(left))
 	}
 }
