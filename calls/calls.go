@@ -35,12 +35,13 @@ type Placements interface {
 	SignalBody(ctx context.Context, pid unum.Pid, sig unix.Signal, info *sys.Siginfo) error
 	// InDeputy makes a deputy run a program.
 	InDeputy(ctx context.Context, pid unum.Pid, p *deputy.Program) (*deputy.Result, error)
-	// PlacedIn says whether a process of the session is placed elsewhere.
-	PlacedIn(sid unum.Pid) bool
+	// PlacedGroup says whether a member of a process group is placed elsewhere.
+	PlacedGroup(pgid unum.Pid) bool
 	// EnsureGroup makes a group of a session of another node joinable here.
 	EnsureGroup(ctx context.Context, sid, pgid unum.Pid) error
-	// ForegroundChanged tells the carrier of terminals.
-	ForegroundChanged(ctx context.Context, sid unum.Pid)
+	// SyncTerminal brings the terminal up to date where members of a group are
+	// placed, which has become the foreground.
+	SyncTerminal(ctx context.Context, pgid unum.Pid)
 	// Note adds to what `unum why` says about a process.
 	Note(pid unum.Pid, text string)
 	// Forbid keeps the command that a deputy stands for at home from now on.

@@ -239,11 +239,7 @@ func (c *Calls) onMirror(ctx context.Context, q *mirrorReq) (*mirrorRes, error) 
 		return &mirrorRes{int(-res.Rets[at])}, nil
 	}
 	if q.Op == mirrorForeground {
-		if host, err := c.cfg.World.ToHost(q.Pid); err == nil {
-			if t, err := sys.ReadTask(host); err == nil {
-				c.cfg.Placed.ForegroundChanged(ctx, t.Sid)
-			}
-		}
+		c.cfg.Placed.SyncTerminal(ctx, q.Arg)
 	}
 	return &mirrorRes{}, nil
 }

@@ -44,13 +44,17 @@ func (c *Calls) terminal(n *seccomp.Notif) {
 			n.Continue()
 			return
 		}
-		if !c.own(t.Sid) || !c.cfg.Placed.PlacedIn(t.Sid) {
+		// Only the guests of the group are told: the news that another group is
+		// not in the foreground any more could arrive after the start of a job
+		// that is. A stopped job learns what it has missed when it is continued.
+		pgid := readPgid(n)
+		if !c.own(t.Sid) || !c.cfg.Placed.PlacedGroup(pgid) {
 			n.Continue()
 			return
 		}
 		c.finish(n, func(ret int64) {
 			if ret == 0 {
-				c.cfg.Placed.ForegroundChanged(ctx, t.Sid)
+				c.cfg.Placed.SyncTerminal(ctx, pgid)
 			}
 		})
 	})

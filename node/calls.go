@@ -99,7 +99,7 @@ func (p placements) Where(pid unum.Pid) (unum.NodeID, bool) { return p.d.rexec.W
 func (p placements) Home(pid unum.Pid) (unum.NodeID, bool)  { return p.d.rexec.Guests.Home(pid) }
 func (p placements) Bodies() map[unum.Pid]int               { return p.d.rexec.Guests.HostPids() }
 func (p placements) Hosts() bool                            { return p.d.rexec.Guests.Hosts() }
-func (p placements) PlacedIn(sid unum.Pid) bool             { return p.d.rexec.PlacedIn(sid) }
+func (p placements) PlacedGroup(pgid unum.Pid) bool         { return p.d.rexec.PlacedGroup(pgid) }
 func (p placements) Note(pid unum.Pid, text string)         { p.d.rexec.Note(pid, text) }
 
 func (p placements) SignalBody(ctx context.Context, pid unum.Pid, sig unix.Signal, info *sys.Siginfo) error {
@@ -114,8 +114,8 @@ func (p placements) EnsureGroup(ctx context.Context, sid, pgid unum.Pid) error {
 	return p.d.rexec.Guests.EnsureGroup(ctx, sid, pgid)
 }
 
-func (p placements) ForegroundChanged(ctx context.Context, sid unum.Pid) {
-	p.d.carrier.tty.Homes.ForegroundChanged(ctx, sid)
+func (p placements) SyncTerminal(ctx context.Context, pgid unum.Pid) {
+	p.d.rexec.SyncTerminal(ctx, pgid)
 }
 
 // Forbid keeps the command of a placed process at home from now on.

@@ -2,6 +2,7 @@ package rexec
 
 import (
 	"context"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -53,16 +54,38 @@ func (h *Homes) InDeputy(ctx context.Context, pid unum.Pid, prog *deputy.Program
 	return p.stub.Run(ctx, prog)
 }
 
-// PlacedIn says whether a process of the session is placed elsewhere.
-func (h *Homes) PlacedIn(sid unum.Pid) bool {
+// inGroup lists the processes of a group that are placed elsewhere: those
+// whose deputies stand.
+func (h *Homes) inGroup(pgid unum.Pid) (out []*placed) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, p := range h.placed {
-		if p.place.Sid == sid {
-			return true
+		if p.place.Pgid != pgid {
+			continue
+		}
+		select {
+		case <-p.ready:
+			if p.stub != nil {
+				out = append(out, p)
+			}
+		default:
 		}
 	}
-	return false
+	return out
+}
+
+// PlacedGroup says whether a process of the group is placed elsewhere.
+func (h *Homes) PlacedGroup(pgid unum.Pid) bool { return len(h.inGroup(pgid)) > 0 }
+
+// SyncTerminal tells the guests of a group that has become the foreground.
+func (h *Homes) SyncTerminal(ctx context.Context, pgid unum.Pid) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	for _, p := range h.inGroup(pgid) {
+		if err := h.cfg.Terminal.Homes.Sync(ctx, p.place); err != nil {
+			h.log.Warn("bring a terminal up to date", "pid", p.place.Pid, "err", err)
+		}
+	}
 }
 
 // Note adds a line to what Why says.
