@@ -61,6 +61,9 @@ func (s *Scheduler) auto(now int64, v View, r Request, key string) Decision {
 		}
 		return dec
 	}
+	if drives(r.Path, r.Argv) {
+		return Decision{Node: r.Caller, Why: "what it starts is placed one by one"}
+	}
 	full := here.info.State == unum.Up && s.refuses(here.info, need) != nil
 	if !full {
 		if known && d < s.cfg.Short {
@@ -91,11 +94,12 @@ func (s *Scheduler) auto(now int64, v View, r Request, key string) Decision {
 	if r.Guest && lh < 2*lb {
 		return stay("where its parent was placed")
 	}
-	// Reports are noisy: what is known must be better by half a task, what is
-	// not by a whole one.
+	// Reports are noisy, and the caller's parent counts here although it will
+	// mostly wait: elsewhere must be better by half a task for what is known,
+	// and by more than one for what is not.
 	margin := 0.5
 	if !known {
-		margin = 0.9
+		margin = 1.25
 	}
 	if here.crowd(extra)-best.crowd(1) < margin/cpus(here.info) || cost(d, lb, s.cfg.Hop, lh) >= cost(d, lh, 0, 0) {
 		return stay("here is as good as elsewhere")

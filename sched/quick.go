@@ -28,6 +28,9 @@ func (s *Scheduler) Quick(v View, r Request) (d Decision, ok bool) {
 	default:
 		return d, false
 	}
+	if drives(r.Path, r.Argv) {
+		return Decision{Node: r.Caller, Why: "what it starts is placed one by one"}, true
+	}
 	h, known := s.hist.get(key)
 	if !known || h.used >= s.cfg.Short || h.seen < 3 || h.skipped+1 >= sampleEvery {
 		return d, false
