@@ -56,7 +56,7 @@ func TestProcessesDie(t *testing.T) {
 	j = c.run(`bash -c 'echo $$ > $D/parent; UNUM_NODE=n2 sleep 1000; exit 1'; echo status $?; exec > /dev/null; while [ ! -e $D/go ]; do sleep 0.1; done`)
 	body = c.await("the body", 1, func() []int { return c.find(1, "sleep") })[0]
 	b, _ := os.ReadFile(filepath.Join(c.dir, "parent"))
-	c.run("kill -9 " + strings.TrimSpace(string(b))).want(5*time.Second, 0, "")
+	c.run("kill -9 "+strings.TrimSpace(string(b))).want(5*time.Second, 0, "")
 	time.Sleep(300 * time.Millisecond)
 	if ended(body) {
 		t.Error("the body died with its parent")

@@ -23,7 +23,11 @@ func (c *cluster) each(t *testing.T, service, script string, within time.Duratio
 		t.Run(x.name, func(t *testing.T) {
 			c.t = t
 			j := c.run(script)
-			stop := time.AfterFunc(within, func() { j.cmd.Process.Kill() })
+			stop := time.AfterFunc(within, func() {
+				c.awaitBack()
+				c.dump()
+				j.cmd.Process.Kill()
+			})
 			defer stop.Stop()
 			kills := j.killed(x.nodes, service, 200*time.Millisecond, time.Second)
 			t.Logf("%d kills", kills)
@@ -186,7 +190,7 @@ make -s prog && cp prog native && rm -f *.o prog || echo native fails
 UNUM_NODE=`+kind+` make -j6 prog > build.log 2>&1; r=$?
 [ $r = 0 ] || tail -5 build.log
 [ $(grep -c -- "-c -o" build.log) = 31 ] || { echo lines; cat build.log; }
-cmp prog native && echo same $r`, 180*time.Second, "same 0")
+cmp prog native && echo same $r`, 100*time.Second, "same 0")
 			})
 		}
 	}
