@@ -261,3 +261,32 @@ func TestKilledWhileHomeIsSilent(t *testing.T) {
 	close(silent)
 	c.ended()
 }
+
+// Nobody who looks at the kept descriptors waits for a dead file server: a
+// daemon does so before it can help to start another one.
+func TestKeptDescriptorsWithoutServer(t *testing.T) {
+	p := newPair(t)
+	ctx, stop := context.WithTimeout(context.Background(), 10*time.Second)
+	defer stop()
+	mnt, err := p.fs.Mount(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mnt.Close()
+	p.fsproc.Process.Kill()
+	p.fsproc.Wait()
+	done := make(chan error, 1)
+	go func() {
+		var st unix.Stat_t
+		done <- unix.Fstat(int(mnt.Fd()), &st)
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("fstat waits for the file server")
+	}
+	p.startServer()
+}

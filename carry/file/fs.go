@@ -183,6 +183,13 @@ func reopenDir(f *os.File) (*os.File, error) {
 		return f, fmt.Errorf("open the mount's root: %w", err)
 	}
 	f.Close()
+	// The keeper will compare it, also while no file server runs that could
+	// answer: now the kernel knows the root's attributes for good.
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return f, fmt.Errorf("stat of the mount's root: %w", err)
+	}
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
