@@ -197,6 +197,10 @@ func expect[K comparable](r *Registry, m map[K]*expectation, key K, first []Firs
 		x.first = append(x.first, js...)
 	}
 	r.mu.Lock()
+	if m[key] != nil {
+		r.mu.Unlock()
+		return nil, nil, fmt.Errorf("process %v is expected already: %w", key, unum.ErrExists)
+	}
 	m[key] = x
 	r.mu.Unlock()
 	return x.ch, func() {

@@ -54,6 +54,8 @@ type Stub struct {
 	queue    []*job
 	cur      *job
 	onSignal func(*Signal)
+	decided  bool    // OnSignal was called
+	held     *Signal // came before
 	onOrphan func(*Result)
 	gone     chan struct{} // closed when the process has ended
 	dead     bool
@@ -112,12 +114,23 @@ type Signal struct {
 // Done lets the stub go on. It must be called once.
 func (g *Signal) Done() { g.s.answer(g.n) }
 
-// OnSignal sets who is told of signals. It is called on the receiving
-// goroutine, in order, and must not block. Without one they are dropped.
+// OnSignal sets who is told of signals; nil drops them. It is called on the
+// receiving goroutine, in order, and must not block. A signal that comes before
+// the first OnSignal waits for it, and the stub with it: one that reaches a
+// caller in the midst of its conversion is told by the deputy.
 func (s *Stub) OnSignal(f func(*Signal)) {
 	s.mu.Lock()
-	s.onSignal = f
+	s.onSignal, s.decided = f, true
+	held := s.held
+	s.held = nil
 	s.mu.Unlock()
+	switch {
+	case held == nil:
+	case f != nil:
+		f(held)
+	default:
+		held.Done()
+	}
 }
 
 // OnOrphan sets who gets the result of a program that a daemon before this one
@@ -207,6 +220,7 @@ func (s *Stub) handle(n *seccomp.Notif) {
 	var orphan func(*Result)
 	var signal func(*Signal)
 	var info sys.Siginfo
+	held := false
 	switch n.Args[0] {
 	case reasonRan:
 		finished = s.cur
@@ -219,12 +233,17 @@ func (s *Stub) handle(n *seccomp.Notif) {
 	case reasonSignal:
 		if _, e := sys.ReadMem(s.HostPid, dataBase+offInfo, info[:]); e == nil {
 			if info.Signo() != ringSignal || info.Code() != ringCode {
-				signal = s.onSignal
+				if signal = s.onSignal; !s.decided {
+					s.held = &Signal{Info: info, ID: n.ID, s: s, n: n}
+					held = true
+				}
 			}
 		}
 	}
 	s.mu.Unlock()
 	switch {
+	case held:
+		return
 	case signal != nil:
 		signal(&Signal{Info: info, ID: n.ID, s: s, n: n})
 		return

@@ -164,7 +164,11 @@ func (d *Daemon) agent(name string, create func() (*deputy.Stub, error)) (*deput
 	if err != nil {
 		return nil, fmt.Errorf("the %s is gone: %w", name, err)
 	}
-	return d.stubs.Adopt(host, pid)
+	s, err := d.stubs.Adopt(host, pid)
+	if err == nil {
+		s.OnSignal(nil)
+	}
+	return s, err
 }
 
 // stubFile is the deputy's executable, which callers are given. It is sealed,

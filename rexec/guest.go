@@ -190,40 +190,62 @@ func (g *Guests) leave(s *session) {
 // group makes sure that the body's process group exists. It returns the holder
 // that must become the body, if its PID is the group's and is held.
 func (g *Guests) group(ctx context.Context, s *session, spec *Spec) (*deputy.Stub, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if spec.Pgid == spec.Pid {
-		h := s.holders[spec.Pid]
-		delete(s.holders, spec.Pid)
-		if h == nil || h.Dead() {
+	for {
+		s.mu.Lock()
+		if spec.Pgid == spec.Pid {
+			h, err := g.takeHolder(s, spec.Pid)
+			s.mu.Unlock()
+			return h, err
+		}
+		if h := s.holders[spec.Pgid]; h != nil && h.Dead() {
+			delete(s.holders, spec.Pgid) // killed with its group
+		}
+		if spec.Pgid == spec.Sid || s.holders[spec.Pgid] != nil {
+			s.mu.Unlock()
 			return nil, nil
 		}
-		return h, g.note(s)
-	}
-	if h := s.holders[spec.Pgid]; h != nil && h.Dead() {
-		delete(s.holders, spec.Pgid) // killed with its group
-	}
-	if spec.Pgid == spec.Sid || s.holders[spec.Pgid] != nil {
+		if l := g.groupLeader(spec.Pgid); l != nil {
+			// It is here, or about to be.
+			s.mu.Unlock()
+			<-l.ready
+			if l.stub != nil {
+				return nil, nil
+			}
+			continue
+		}
+		h, err := g.mk.agent(ctx, s.agent, spec.Pgid, false, true, nil)
+		if err == nil {
+			s.holders[spec.Pgid] = h
+			err = g.note(s)
+		}
+		s.mu.Unlock()
+		if err != nil {
+			return nil, fmt.Errorf("process group %d: %w", spec.Pgid, err)
+		}
 		return nil, nil
 	}
-	if g.groupLives(spec.Pgid) {
-		return nil, nil
-	}
-	h, err := g.mk.agent(ctx, s.agent, spec.Pgid, false, true, nil)
-	if err != nil {
-		return nil, fmt.Errorf("process group %d: %w", spec.Pgid, err)
-	}
-	s.holders[spec.Pgid] = h
-	return nil, g.note(s)
 }
 
-// groupLives says whether the leader of a group is a body here, so that the
-// group exists without a holder.
-func (g *Guests) groupLives(pgid unum.Pid) bool {
+// takeHolder returns the stub that has the number of a group's leader, if there
+// is one: it becomes the leader. Preconditions: s.mu is held.
+func (g *Guests) takeHolder(s *session, pid unum.Pid) (*deputy.Stub, error) {
+	h := s.holders[pid]
+	delete(s.holders, pid)
+	if h == nil || h.Dead() {
+		return nil, nil
+	}
+	return h, g.note(s)
+}
+
+// groupLeader returns the body here that leads a group, so that the group
+// exists, or will, without a holder.
+func (g *Guests) groupLeader(pgid unum.Pid) *body {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	b := g.bodies[pgid]
-	return b != nil && b.place.Pgid == pgid
+	if b := g.bodies[pgid]; b != nil && b.place.Pgid == pgid {
+		return b
+	}
+	return nil
 }
 
 // start answers rexec.start.
@@ -319,15 +341,8 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 			}
 		}
 	}()
-	if bi.holder, err = g.group(ctx, s, spec); err != nil {
-		return err
-	}
-	if req.end != nil {
-		if err := req.end.GroupReady(ctx); err != nil {
-			return fmt.Errorf("foreground group of session %d: %w", spec.Sid, err)
-		}
-	}
-	// Known before it runs: its end may be reaped before make returns.
+	// Known before it runs, since its end may be reaped before make returns; and
+	// before its group is looked for, so that nobody makes a holder meanwhile.
 	g.mu.Lock()
 	if g.bodies[spec.Pid] != nil {
 		g.mu.Unlock()
@@ -338,6 +353,14 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 	b.ready = ready
 	g.mu.Unlock()
 	defer close(ready)
+	if bi.holder, err = g.group(ctx, s, spec); err != nil {
+		return err
+	}
+	if req.end != nil {
+		if err := req.end.GroupReady(ctx); err != nil {
+			return fmt.Errorf("foreground group of session %d: %w", spec.Sid, err)
+		}
+	}
 	if err := g.recBodies.save(b.key(), &b.bodyRecord); err != nil {
 		return err
 	}

@@ -104,6 +104,7 @@ func (m *maker) agent(ctx context.Context, from *deputy.Stub, pid unum.Pid, sess
 		s.Kill()
 		return nil, err
 	}
+	s.OnSignal(nil) // until it has somebody who wants to know
 	return s, nil
 }
 

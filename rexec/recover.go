@@ -298,6 +298,7 @@ func (g *Guests) resumeSession(key string, r *sessionRecord) error {
 		if s.holders[p], err = g.cfg.Registry.Adopt(host, p); err != nil {
 			return err
 		}
+		s.holders[p].OnSignal(nil)
 	}
 	g.sessions[sid] = s
 	return nil

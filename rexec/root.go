@@ -47,7 +47,10 @@ func RootAgent(ctx context.Context, reg *deputy.Registry, pid1 int, r unum.PIDRa
 	}
 	select {
 	case s := <-born:
-		return s, reg.Find(pid1).Init(r, lastPid)
+		s.OnSignal(nil)
+		init := reg.Find(pid1)
+		init.OnSignal(nil)
+		return s, init.Init(r, lastPid)
 	case <-ctx.Done():
 		return nil, fmt.Errorf("root agent: %w", ctx.Err())
 	}
