@@ -126,6 +126,9 @@ func (c *Carrier) accept(ctx context.Context, from unum.NodeID, msg []byte, ch u
 	defer cancel()
 	defer context.AfterFunc(c.ctx, cancel)()
 	h := c.await(ctx, hi.Key)
+	if h != nil {
+		defer h.wg.Done()
+	}
 	if ctx.Err() != nil {
 		ch.Close()
 		return
@@ -138,7 +141,6 @@ func (c *Carrier) accept(ctx context.Context, from unum.NodeID, msg []byte, ch u
 	if h.serve(ctx, ch) == errBye {
 		h.end()
 	}
-	h.wg.Done()
 }
 
 // enter counts a goroutine of the carrier; false if it is closed.
