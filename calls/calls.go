@@ -55,6 +55,7 @@ type Config struct {
 	Cookie   uint64
 	Log      *slog.Logger
 	Registry *deputy.Registry
+	Agent    *deputy.Stub // signals for others; root in the world
 	World    World
 	Placed   Placements
 	// Peer reaches another node.

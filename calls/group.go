@@ -269,7 +269,7 @@ func (c *Calls) signalOne(ctx context.Context, m *member, req *groupReq) {
 	if m.role == away && sig == unix.SIGSTOP {
 		err = c.cfg.Placed.SignalBody(ctx, m.task.Pid, sig, info)
 	} else {
-		err = send(m.task.Tgid, sig, info)
+		err = c.send(ctx, m.task, sig, info)
 	}
 	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unum.ErrNoProcess) {
 		c.log.Warn("signal a member of a group", "pid", m.task.Pid, "pgid", m.task.Pgid, "err", err)

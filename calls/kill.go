@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"unum"
+	"unum/deputy"
 	"unum/seccomp"
 	"unum/sys"
 )
@@ -199,20 +200,29 @@ func (c *Calls) deliver(ctx context.Context, q *killReq) error {
 	if q.Thread && host != t.Tgid {
 		return unix.Tgkill(t.Tgid, host, sig)
 	}
-	return send(t.Tgid, sig, info)
+	return c.send(ctx, t, sig, info)
 }
 
-// send signals a process of this node by its host PID. The sender's details
-// are left out if the user's queue is full, as the kernel does it for kill.
-func send(host int, sig unix.Signal, info *sys.Siginfo) error {
-	fd, err := sys.PidfdOpen(host)
+// send signals a process of this node. The kernel tells a receiver nothing
+// about a sender outside of its PID namespace (send_signal_locked of
+// kernel/signal.c), so it is the agent who sends, and says for whom.
+func (c *Calls) send(ctx context.Context, t *sys.Task, sig unix.Signal, info *sys.Siginfo) error {
+	p := &deputy.Program{}
+	at := p.Do(unix.SYS_RT_SIGQUEUEINFO, uint64(t.Pid), uint64(sig), p.Bytes(info[:]), 0, 0, c.cfg.Cookie)
+	res, err := c.cfg.Agent.Run(ctx, p)
+	if err != nil {
+		return err
+	}
+	if ret := res.Rets[at]; ret < 0 && unix.Errno(-ret) != unix.EAGAIN {
+		return unix.Errno(-ret)
+	} else if ret == 0 {
+		return nil
+	}
+	// The user's queue is full; a standard signal without details needs no room.
+	fd, err := sys.PidfdOpen(t.Tgid)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	err = sys.PidfdSendSignal(fd, sig, info)
-	if errors.Is(err, unix.EAGAIN) && sig < 32 {
-		err = sys.PidfdSendSignal(fd, sig, nil)
-	}
-	return err
+	return sys.PidfdSendSignal(fd, sig, nil)
 }

@@ -16,10 +16,10 @@ import (
 )
 
 // newCalls makes what answers the trapped calls besides exec.
-func newCalls(d *Daemon) (*calls.Calls, error) {
+func newCalls(d *Daemon, agent *deputy.Stub) (*calls.Calls, error) {
 	return calls.New(calls.Config{
 		Node: d.cfg.Node, Range: unum.RangeOf(d.cfg.Index), Cookie: d.cookie, Log: d.log,
-		Registry: d.stubs, World: d.world, Placed: placements{d},
+		Registry: d.stubs, Agent: agent, World: d.world, Placed: placements{d},
 		Peer: d.peer, NodeOf: d.nodeOf, Others: d.others,
 	})
 }

@@ -113,7 +113,7 @@ func (d *Daemon) startPlacement(ctx context.Context) error {
 	if d.rexec, err = rexec.New(cfg, stub); err != nil {
 		return err
 	}
-	cs, err := newCalls(d)
+	cs, err := newCalls(d, root)
 	if err != nil {
 		return err
 	}
