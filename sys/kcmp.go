@@ -10,7 +10,10 @@ import (
 // open file description (man 2 kcmp, CONFIG_KCMP).
 func KcmpFile(pid1, pid2, fd1, fd2 int) (bool, error) {
 	const kcmpFile = 0
-	r, _, e := unix.RawSyscall6(unix.SYS_KCMP, uintptr(pid1), uintptr(pid2), kcmpFile, uintptr(fd1), uintptr(fd2), 0)
+	// Not a RawSyscall: kcmp takes the exec_update_lock of both processes, which
+	// an exec holds while it closes descriptors, and a close can wait long
+	// (FUSE's FLUSH). Go's stop-the-world would wait with it.
+	r, _, e := unix.Syscall6(unix.SYS_KCMP, uintptr(pid1), uintptr(pid2), kcmpFile, uintptr(fd1), uintptr(fd2), 0)
 	if e != 0 {
 		return false, e
 	}
