@@ -524,7 +524,7 @@ func (g *Guests) signal(req *signalReq) error {
 			info = sys.MakeSiginfo(req.Info.Signo(), -1 /* SI_QUEUE */, p, req.Info.Uid())
 		}
 	}
-	if err := b.stub.Signal(req.Info.Signo(), info); errors.Is(err, deputy.ErrGone) {
+	if err := g.send(b, req.Info.Signo(), info); errors.Is(err, deputy.ErrGone) {
 		return unum.ErrNoProcess
 	} else if err != nil {
 		return err

@@ -138,3 +138,25 @@ func (g *Guests) HostPids() map[unum.Pid]int {
 	}
 	return out
 }
+
+// send signals a body. One with a sender is queued by the session's agent: the
+// kernel clears si_pid of what comes from outside of the receiver's PID
+// namespace, as the daemon's does (send_signal_locked of kernel/signal.c).
+func (g *Guests) send(b *body, sig unix.Signal, info *sys.Siginfo) error {
+	if info == nil || info.Pid() == 0 || b.sess == nil || b.sess.agent == nil {
+		return b.stub.Signal(sig, info)
+	}
+	p := &deputy.Program{}
+	at := p.Do(unix.SYS_RT_SIGQUEUEINFO, uint64(b.place.Pid), uint64(sig), p.Bytes(info[:]), 0, 0, g.cfg.Cookie)
+	res, err := b.sess.agent.Run(context.Background(), p)
+	if err != nil {
+		return b.stub.Signal(sig, info)
+	}
+	switch ret := res.Rets[at]; {
+	case ret == 0:
+		return nil
+	case unix.Errno(-ret) == unix.ESRCH:
+		return deputy.ErrGone
+	}
+	return b.stub.Signal(sig, info)
+}
