@@ -66,7 +66,9 @@ type Node struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	down   bool
-	lost   bool
+	// while handlers of the life before end
+	resetting bool
+	lost      bool
 }
 
 // Reset forgets all handlers, as a restart of the daemon does, and waits for
@@ -78,8 +80,12 @@ func (nd *Node) Reset() {
 	}
 	nd.calls, nd.accept = map[string]unum.Handler{}, map[string]unum.Acceptor{}
 	nd.ctx, nd.cancel = context.WithCancel(context.Background())
+	nd.resetting = true
 	nd.mu.Unlock()
 	nd.wg.Wait()
+	nd.mu.Lock()
+	nd.resetting = false
+	nd.mu.Unlock()
 }
 
 // Down makes the node unreachable, or reachable again. Lost makes it declared
@@ -121,7 +127,7 @@ func (nd *Node) begin() (ctx context.Context, err error) {
 	switch {
 	case nd.lost:
 		return nil, unum.ErrNodeLost
-	case nd.down:
+	case nd.down, nd.resetting:
 		return nil, unum.ErrLinkLost
 	}
 	nd.wg.Add(1)

@@ -1,6 +1,7 @@
 package pipe
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,9 +59,17 @@ func (h *half) start() error {
 	} else if s, ok := h.eng.(*source); ok {
 		in := s.pipe()
 		h.spawn(func() { s.pump(in) })
-	} else if s := h.eng.(*sink); s.out != nil {
+	} else {
+		s := h.eng.(*sink)
 		out := s.out
-		h.spawn(func() { s.pump(out) })
+		if f := cmp.Or(s.out, s.in); f != nil && !s.onWrite {
+			s.mu.Lock()
+			s.watch = h.c.watcher.add(f, s)
+			s.mu.Unlock()
+		}
+		if out != nil {
+			h.spawn(func() { s.pump(out) })
+		}
 	}
 	if h.side == home {
 		h.spawn(h.dial)
@@ -92,9 +101,6 @@ func (h *half) setEngine(f *os.File) {
 		return
 	}
 	s := &sink{h: h, out: f, records: h.rec.Records, onWrite: h.rec.Records, watch: -1, armed: -1}
-	if !s.onWrite {
-		s.watch = h.c.watcher.add(f, s)
-	}
 	h.eng = s
 }
 

@@ -377,13 +377,14 @@ func (s *sink) drained(ctx context.Context) error {
 func (s *sink) release() {
 	s.mu.Lock()
 	out, in, kept := s.out, s.in, s.kept
+	watch, armed := s.watch, s.armed
 	s.out, s.in, s.kept, s.released = nil, nil, nil, true
 	if s.timer != nil {
 		s.timer.Stop()
 	}
 	s.mu.Unlock()
-	s.h.c.watcher.remove(s.watch)
-	s.h.c.witness.disarm(s.armed)
+	s.h.c.watcher.remove(watch)
+	s.h.c.witness.disarm(armed)
 	if out != nil {
 		out.Close()
 	}
