@@ -29,6 +29,10 @@ const (
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(serveEnv); dir != "" {
+		go func() { // the test is gone, however it ended
+			os.Stdin.Read(make([]byte, 1))
+			os.Exit(1)
+		}()
 		log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		if err := Serve(context.Background(), Config{StateDir: dir, Log: log, noResend: os.Getenv(resendEnv) != ""}); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -224,6 +228,9 @@ func (p *pair) startServer() {
 	p.fsproc = exec.Command(exe)
 	p.fsproc.Env = append(os.Environ(), serveEnv+"="+p.dir)
 	p.fsproc.Stderr = os.Stderr
+	if _, err := p.fsproc.StdinPipe(); err != nil {
+		p.t.Fatal(err)
+	}
 	if err := p.fsproc.Start(); err != nil {
 		p.t.Fatal(err)
 	}
