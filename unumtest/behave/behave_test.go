@@ -326,7 +326,7 @@ func (cl *cluster) wasPlaced(c *Case, p *unumtest.Play, r *Result) string {
 		return "the ledger of execs cannot be read: " + err.Error() + "\n"
 	}
 	if n == 0 {
-		return "nothing was placed\n"
+		return "nothing was placed\n" + p.Dump()
 	}
 	return ""
 }
