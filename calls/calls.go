@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -75,6 +76,7 @@ type Calls struct {
 	accounts *accounts
 	waiters  waiters
 	ipc      ipcReader
+	blind    atomic.Bool // calls cannot be followed here
 
 	ctx    context.Context
 	cancel context.CancelFunc

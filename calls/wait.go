@@ -3,6 +3,7 @@ package calls
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"os"
 	"strconv"
 	"strings"
@@ -109,8 +110,16 @@ func (c *Calls) wait(n *seccomp.Notif) {
 // finish lets the caller make its call and runs then before it sees the
 // result. A call that cannot be followed is continued.
 func (c *Calls) finish(n *seccomp.Notif, then func(ret int64)) {
+	if c.blind.Load() {
+		n.Continue()
+		return
+	}
 	taken, err := ptrace.Finish(n, then)
-	if err != nil {
+	if errors.Is(err, ptrace.ErrNoFollow) {
+		// The caller issues its call again, and would for ever.
+		c.blind.Store(true)
+		c.log.Error("times of placed children do not count on this node", "err", err)
+	} else if err != nil {
 		c.log.Debug("follow a call", "tid", n.Tid, "nr", n.Nr, "err", err)
 	}
 	if !taken {

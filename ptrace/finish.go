@@ -1,6 +1,7 @@
 package ptrace
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 
@@ -11,6 +12,10 @@ import (
 
 // suspendSeccomp is PTRACE_O_SUSPEND_SECCOMP (4.3, CONFIG_CHECKPOINT_RESTORE).
 const suspendSeccomp = 1 << 21
+
+// ErrNoFollow says that this kernel, or the sandbox that the daemon runs in,
+// does not let filters be suspended: no call can be followed.
+var ErrNoFollow = errors.New("filters cannot be suspended")
 
 // onThread runs f on an OS thread of its own, which ends with it: a tracee
 // that f left behind is detached by the kernel.
@@ -43,7 +48,9 @@ func Finish(n *seccomp.Notif, then func(ret int64)) (taken bool, err error) {
 			return fmt.Errorf("%w: %w", ErrNotStopped, e)
 		}
 		if err == nil {
-			err = unix.PtraceSetOptions(tid, suspendSeccomp|unix.PTRACE_O_TRACESYSGOOD)
+			if err = unix.PtraceSetOptions(tid, suspendSeccomp|unix.PTRACE_O_TRACESYSGOOD); err != nil && err != unix.ESRCH {
+				err = fmt.Errorf("%w: %w", ErrNoFollow, err)
+			}
 		}
 		pass := 0
 		if err == nil {
