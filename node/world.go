@@ -121,6 +121,7 @@ func (d *Daemon) startPlacement(ctx context.Context) error {
 	if err := d.rexec.Recover(ctx); err != nil {
 		return err
 	}
+	d.carrier.files.Resumed()
 	d.rexec.Register(d.wire.Handle)
 	cs.Register(d.wire.Handle)
 	d.wire.Ready()

@@ -20,7 +20,7 @@ import (
 
 // Guests is the guest half: the bodies that run here for other nodes.
 //
-// Lock order: Guests.mu, then session.mu.
+// Lock order: session.mu, then Guests.mu.
 type Guests struct {
 	cfg Config
 	mk  *maker
@@ -51,8 +51,9 @@ type session struct {
 	bodies  int // guarded by Guests.mu
 
 	wmu     sync.Mutex
-	waiting bool // a round of waitProgram is queued
-	again   bool // something ended meanwhile
+	waiting bool          // a round of waitProgram is queued
+	again   bool          // something ended meanwhile
+	settled chan struct{} // closed after the first round of a new daemon; nil then
 }
 
 // bodyRecord is what a successor of the daemon must know of a body.
@@ -85,7 +86,10 @@ type body struct {
 
 	ready <-chan struct{} // closed when its birth is decided; stub is nil if it failed
 	last  <-chan struct{} // closed when the event before has been told; guarded by Guests.mu
-	news  uint64          // Seq of the last event; guarded by Guests.mu
+	// doubted: found in the records and nowhere else, by a new daemon
+	doubted bool
+
+	news uint64 // Seq of the last event; guarded by Guests.mu
 }
 
 func newGuests(cfg Config, mk *maker) *Guests {
@@ -256,7 +260,10 @@ func (g *Guests) start(ctx context.Context, req *startReq) *startRes {
 		if b.stub != nil {
 			return &startRes{}
 		}
-		return &startRes{Refused: "its start failed"}
+		if !b.doubted {
+			return &startRes{Refused: "its start failed"}
+		}
+		// It was written down by the daemon before this one, and never born.
 	}
 	err := g.birth(ctx, req)
 	var ex *execError
@@ -585,14 +592,12 @@ func (g *Guests) sweep(s *session) {
 	if err != nil {
 		return
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if s.bodies != 0 || g.sessions[s.sid] != s || s.agent == nil {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if g.busy(s) || s.agent == nil {
 		return
 	}
 	ours := map[int]bool{s.agent.HostPid: true}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, h := range s.holders {
 		ours[h.HostPid] = true
 	}
@@ -604,11 +609,27 @@ func (g *Guests) sweep(s *session) {
 			return
 		}
 	}
-	delete(g.sessions, s.sid)
-	g.recSessions.remove(s.sid.String())
 	for _, h := range s.holders {
 		h.Kill()
+		<-h.Gone()
 	}
+	// The holders' numbers and its own are free again when it is gone, for who
+	// waits for s.mu.
 	s.agent.Kill()
+	<-s.agent.Gone()
+	s.agent, s.holders = nil, map[unum.Pid]*deputy.Stub{}
+	g.recSessions.remove(s.sid.String())
 	g.cfg.Terminal.Guests.EndSession(s.home, s.sid)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s.bodies == 0 && g.sessions[s.sid] == s {
+		delete(g.sessions, s.sid)
+	}
+}
+
+// busy says whether a session has bodies, or is about to.
+func (g *Guests) busy(s *session) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return s.bodies != 0 || g.sessions[s.sid] != s
 }

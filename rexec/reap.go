@@ -52,10 +52,23 @@ func reap(s *session, cookie uint64, log *slog.Logger, tell told) {
 		s.wmu.Unlock()
 		if more && err == nil {
 			reap(s, cookie, log, tell)
+			return
 		}
+		s.settle()
 	})
 	if err != nil {
 		log.Error("wait for children", "agent", s.agent.Pid, "err", err)
+		s.settle()
+	}
+}
+
+// settle says that every end before the daemon's start is known.
+func (s *session) settle() {
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	if s.settled != nil {
+		close(s.settled)
+		s.settled = nil
 	}
 }
 

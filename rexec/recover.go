@@ -36,6 +36,12 @@ func isStub(host int) bool {
 	return err == nil && (strings.HasPrefix(link, "/memfd:"+StubName+" ") || strings.HasPrefix(link, "/memfd:unum-world "))
 }
 
+// KillStray ends a stub that nobody knows: a birth that the daemon before this
+// one had begun. It reports whether the process is one.
+func KillStray(host int) bool {
+	return isStub(host) && unix.Kill(host, unix.SIGKILL) == nil
+}
+
 // recover resumes the deputies. A record whose process is no stub is of a
 // caller that was not yet converted: it issues its exec again, or has ended.
 func (h *Homes) recover(ctx context.Context) error {
@@ -279,6 +285,33 @@ func (g *Guests) recover(ctx context.Context) error {
 	return nil
 }
 
+// doubt decides what became of a body that is nowhere: its agent has told all
+// ends when it has settled.
+func (g *Guests) doubt(b *body, ready chan struct{}) {
+	settled := b.sess.settled
+	g.wg.Go(func() {
+		<-settled
+		g.mu.Lock()
+		never := g.bodies[b.place.Pid] == b
+		if never {
+			delete(g.bodies, b.place.Pid)
+			g.recBodies.remove(b.key())
+			b.stub = nil
+		}
+		g.mu.Unlock()
+		if never {
+			g.log.Info("a body was never born", "pid", b.place.Pid, "home", b.place.Home)
+			for _, c := range b.guests {
+				c.Started(false)
+				c.Close()
+			}
+			g.leave(b.sess)
+			g.retire(b.sess)
+		}
+		close(ready)
+	})
+}
+
 func (g *Guests) resumeSession(key string, r *sessionRecord) error {
 	var sid unum.Pid
 	if _, err := fmt.Sscan(key, &sid); err != nil {
@@ -289,7 +322,7 @@ func (g *Guests) resumeSession(key string, r *sessionRecord) error {
 		g.recSessions.remove(key)
 		return nil
 	}
-	s := &session{sid: sid, home: r.Home, holders: map[unum.Pid]*deputy.Stub{}}
+	s := &session{sid: sid, home: r.Home, holders: map[unum.Pid]*deputy.Stub{}, settled: make(chan struct{})}
 	s.agent = &deputy.Stub{HostPid: r.Agent, Pid: pid}
 	for p, host := range r.Holders {
 		if !isStub(host) {
@@ -306,7 +339,6 @@ func (g *Guests) resumeSession(key string, r *sessionRecord) error {
 
 func (g *Guests) resumeBody(ctx context.Context, key string, r *bodyRecord, end *eventReq) error {
 	ready := make(chan struct{})
-	close(ready)
 	b := &body{bodyRecord: *r, place: r.Place, sess: g.sessions[r.Sid], ready: ready}
 	for _, id := range g.ledger.of(r.Place.ID) {
 		b.delivered(id)
@@ -330,8 +362,13 @@ func (g *Guests) resumeBody(ctx context.Context, key string, r *bodyRecord, end 
 		b.stub, err = g.cfg.Registry.Watch(host, r.Place.Pid)
 	}
 	if err != nil {
-		// Ended; told, or still to be reaped by its agent.
-		b.stub = deputy.Ended(r.Place.Pid)
+		// Ended, and its agent knows; or never born.
+		b.stub, b.doubted = deputy.Ended(r.Place.Pid), end == nil
+	}
+	if b.doubted {
+		g.doubt(b, ready)
+	} else {
+		close(ready)
 	}
 	for _, d := range r.Descs {
 		k, err := g.cfg.Carry.Kind(d.Kind)
