@@ -34,6 +34,9 @@ type Guests struct {
 	mu     sync.Mutex
 	closed bool
 	lines  map[lineKey]*Line
+	// elsewhere are terminals that are lines here under another name.
+	elsewhere map[lineKey]bool
+	made      chan struct{} // closed and replaced when one of the two grows
 }
 
 type lineKey struct {
@@ -120,6 +123,11 @@ func (g *Guests) EndSession(home unum.NodeID, sid unum.Pid) {
 			ls = append(ls, l)
 		}
 	}
+	for k := range g.elsewhere {
+		if k.sid == sid {
+			delete(g.elsewhere, k)
+		}
+	}
 	g.mu.Unlock()
 	for _, l := range ls {
 		l.hangUp()
@@ -140,6 +148,8 @@ func (g *Guests) line(home unum.NodeID, d *Desc, known bool) (*Line, error) {
 	}
 	for _, l := range g.lines {
 		if known && l.root == d.Root && d.Root.Node != home {
+			g.elsewhere[key] = true
+			g.news()
 			return l, nil
 		}
 	}
@@ -148,9 +158,17 @@ func (g *Guests) line(home unum.NodeID, d *Desc, known bool) (*Line, error) {
 		return nil, err
 	}
 	g.lines[key] = l
+	delete(g.elsewhere, key)
+	g.news()
 	g.k.go_(l.read)
 	g.k.go_(l.watch)
 	return l, nil
+}
+
+// news wakes whoever waits for a line. Preconditions: mu is held.
+func (g *Guests) news() {
+	close(g.made)
+	g.made = make(chan struct{})
 }
 
 func (g *Guests) close() error {
@@ -394,11 +412,8 @@ func (l *Line) kept() (*os.File, error) {
 		return nil, err
 	}
 	// What home may not have, under new numbers; home knows the positions.
-	pos := l.written
-	for b := p.take(l.written, l.sent); len(b) > 0; {
-		n := min(len(b), 4096)
-		l.link.send(l.ctx, message{Op: opOutput, N: pos, B: b[:n:n]})
-		b, pos = b[n:], pos+int64(n)
+	for _, m := range l.unwritten() {
+		l.link.send(l.ctx, m)
 	}
 	// A wish may be open that is forgotten here.
 	l.link.send(l.ctx, message{Op: opWant, N: wantNothing})

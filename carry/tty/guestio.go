@@ -25,10 +25,13 @@ func (g *Guests) accept(ctx context.Context, from unum.NodeID, b []byte, ch unum
 		g.k.log.Warn("terminal link refused", "node", from, "err", err)
 		return
 	}
-	l, err := g.line(from, d, false)
-	if err != nil {
-		g.k.log.Warn("no terminal for a link", "node", from, "err", err)
+	l, elsewhere := g.await(ctx, lineKey{from, d.Sid, d.Dev})
+	if elsewhere {
+		g.decline(ctx, ch)
 		return
+	}
+	if l == nil {
+		return // home asks again if it still has somebody here
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -54,6 +57,52 @@ func (g *Guests) accept(ctx context.Context, from unum.NodeID, b []byte, ch unum
 	if err != nil && ctx.Err() == nil {
 		g.k.log.Debug("terminal link ended", "node", from, "err", err)
 	}
+}
+
+// awaitTime is how long a link waits for the start request that it belongs to.
+const awaitTime = 10 * time.Second
+
+// await returns the line of a link, which may come before the placement does.
+// elsewhere says that the placement uses a terminal that is here already.
+func (g *Guests) await(ctx context.Context, key lineKey) (l *Line, elsewhere bool) {
+	t := time.NewTimer(awaitTime)
+	defer t.Stop()
+	for {
+		g.mu.Lock()
+		l, made := g.lines[key], g.made
+		elsewhere = g.elsewhere[key]
+		g.mu.Unlock()
+		if l != nil || elsewhere {
+			return l, elsewhere
+		}
+		select {
+		case <-made:
+		case <-t.C:
+			return nil, false
+		case <-ctx.Done():
+			return nil, false
+		case <-g.k.ctx.Done():
+			return nil, false
+		}
+	}
+}
+
+// decline answers a home whose terminal came back to where it is known: nobody
+// uses this link.
+func (g *Guests) decline(ctx context.Context, ch unum.Channel) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(g.k.ctx, cancel)()
+	var k link
+	k.attach(ctx, ch, 0, &message{Op: opWelcome, N: welcomeNew})
+	_ = k.receive(ctx, ch, func(m message) {
+		switch m.Op {
+		case opRelease:
+			k.send(ctx, message{Op: opIdle, N: m.N})
+		case opSync:
+			k.send(ctx, message{Op: opSynced, N: m.N})
+		}
+	})
 }
 
 // take makes ch the line's channel, in place of an older one.
@@ -107,12 +156,15 @@ func (l *Line) restart() {
 	k := &l.link
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	var out []message
+	// Acknowledged is what home had taken, which is not yet written.
+	out := l.unwritten()
 	for _, m := range k.keep {
-		if m.Op == opOutput || m.Op == opModes {
-			m.Seq = uint64(len(out) + 1)
+		if m.Op == opModes {
 			out = append(out, m)
 		}
+	}
+	for i := range out {
+		out[i].Seq = uint64(i + 1)
 	}
 	k.seq, k.got, k.done, k.acked, k.keep = uint64(len(out)), 0, 0, 0, out
 	l.page.set(wordGot, 0)
@@ -122,6 +174,18 @@ func (l *Line) restart() {
 		delete(l.flushes, id)
 	}
 	poke(l.watchc)
+}
+
+// unwritten is the output that home's terminal may not have. Preconditions: mu
+// is held, or nobody else knows the line.
+func (l *Line) unwritten() (out []message) {
+	pos := l.written
+	for b := l.page.take(l.written, l.sent); len(b) > 0; {
+		n := min(len(b), 4096)
+		out = append(out, message{Op: opOutput, N: pos, B: b[:n:n]})
+		b, pos = b[n:], pos+int64(n)
+	}
+	return out
 }
 
 // Preconditions: mu is held.
@@ -169,7 +233,9 @@ func (l *Line) handle(m message) {
 			l.pump() // sees what a body has set before
 			l.pending = nil
 			l.mu.Lock()
-			if err := sys.SetTtyAttr(rawFD(l.master), m.Modes.termios(sys.EXTPROC)); err == nil {
+			if m.Modes.equal(&l.modes) {
+				// A new home daemon tells what it finds.
+			} else if err := sys.SetTtyAttr(rawFD(l.master), m.Modes.termios(sys.EXTPROC)); err == nil {
 				l.raw = false
 				if t, err := sys.TtyAttr(rawFD(l.master)); err == nil {
 					l.modes = modesOf(t)

@@ -299,7 +299,10 @@ func (h *home) run() {
 	wait := 20 * time.Millisecond
 	for h.ctx.Err() == nil {
 		err := h.connect(&wait)
-		if errors.Is(err, unum.ErrNodeLost) || errors.Is(err, unum.ErrNoNode) || errors.Is(err, errAnother) {
+		h.mu.Lock()
+		hung := h.hung
+		h.mu.Unlock()
+		if hung || errors.Is(err, unum.ErrNodeLost) || errors.Is(err, unum.ErrNoNode) {
 			h.k.log.Info("a terminal's link ended", "node", h.key.guest, "err", err)
 			return
 		}
@@ -311,7 +314,7 @@ func (h *home) run() {
 	}
 }
 
-var errAnother = errors.New("the guest has lost the terminal")
+var errNoWelcome = errors.New("no welcome")
 
 func (h *home) connect(wait *time.Duration) error {
 	peer, err := h.k.cfg.Peer(h.key.guest)
@@ -344,8 +347,10 @@ func (h *home) connect(wait *time.Duration) error {
 		h.meet(binary.LittleEndian.Uint64(m.B))
 	}
 	switch {
-	case m.Op != opWelcome, m.N == welcomeNew && hi.Got > 0:
-		return errAnother
+	case m.Op != opWelcome:
+		return errNoWelcome
+	case m.N == welcomeNew:
+		h.link.renumber()
 	case m.N == welcomeAgain:
 		h.link.mu.Lock()
 		h.link.got, h.link.done, h.link.acked = 0, 0, 0
@@ -469,7 +474,10 @@ func number(b bool) int64 {
 // Preconditions: mu is held.
 func (h *home) closeTTY() {
 	if h.tty != nil {
-		h.tty.Close() // ends read
+		// Close ends read, and waits for whoever has the descriptor in use and
+		// may be waiting for mu.
+		tty := h.tty
+		h.k.go_(func() { tty.Close() })
 		h.up.unrelay(h)
 		h.tty, h.rc, h.up, h.live = nil, nil, nil, false
 	}
@@ -486,7 +494,6 @@ const lingerTime = 30 * time.Second
 func (h *home) end() {
 	h.hs.mu.Lock()
 	h.mu.Lock()
-	was := h.over
 	h.over = true
 	if h.linger != nil {
 		h.linger.Stop()
@@ -495,12 +502,6 @@ func (h *home) end() {
 		delete(h.hs.homes, h.key)
 	}
 	h.closeTTY()
-	if !was {
-		// Killed is not closed: only a half that ends forgets.
-		if err := h.page.close(h.k.ctx.Err() == nil); err != nil {
-			h.k.log.Warn("close a terminal's page", "err", err)
-		}
-	}
 	h.mu.Unlock()
 	h.hs.mu.Unlock()
 	h.cancel()

@@ -15,6 +15,14 @@ import (
 
 // write does in order what the guest asks for.
 func (h *home) write() {
+	defer func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		// A half that ends forgets; one whose daemon ends has a successor.
+		if err := h.page.close(h.k.ctx.Err() == nil); err != nil {
+			h.k.log.Warn("close a terminal's page", "err", err)
+		}
+	}()
 	for {
 		h.mu.Lock()
 		var m message
@@ -50,15 +58,10 @@ func (h *home) do(m message, tty *os.File, rc syscall.RawConn) {
 		h.mu.Lock()
 		skip := h.queue[0].Eof
 		h.mu.Unlock()
-		if tty != nil && !skip {
-			// An error is a hang-up, which read notices; the body's output then
-			// goes where it would go natively.
-			_, _ = tty.Write(m.B)
+		if tty != nil && !skip && !h.put(rc, m.N, m.B) {
+			return // closed under it: what is left is a successor's
 		}
-		h.written = m.N + int64(len(m.B))
-		h.mu.Lock()
-		h.page.set(wordWritten, uint64(h.written))
-		h.mu.Unlock()
+		h.wrote(m.N + int64(len(m.B)))
 		h.link.send(h.ctx, message{Op: opWritten, N: h.written})
 	case opModes:
 		if m.Modes == nil {
@@ -116,6 +119,38 @@ func (h *home) do(m message, tty *os.File, rc syscall.RawConn) {
 		h.take.Unlock()
 		h.kick()
 	}
+}
+
+// put writes output to the terminal and notes at once how far it came. It says
+// false if the terminal was closed here. A hang-up is noticed by read; output
+// then goes where it would go natively.
+func (h *home) put(rc syscall.RawConn, pos int64, b []byte) bool {
+	for len(b) > 0 {
+		var n int
+		var err error
+		if rc.Write(func(fd uintptr) bool {
+			n, err = unix.Write(int(fd), b)
+			return err != unix.EAGAIN
+		}) != nil {
+			return false
+		}
+		if n > 0 {
+			h.wrote(pos + int64(n))
+		}
+		if err != nil && err != unix.EINTR {
+			return true
+		}
+		n = max(n, 0)
+		b, pos = b[n:], pos+int64(n)
+	}
+	return true
+}
+
+func (h *home) wrote(pos int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.written = pos
+	h.page.set(wordWritten, uint64(pos))
 }
 
 // recheck is how often input that nobody takes is looked at again.

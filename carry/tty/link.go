@@ -122,6 +122,16 @@ func (l *link) detach(ch unum.Channel) {
 	}
 }
 
+// renumber begins anew with what the peer has not had.
+func (l *link) renumber() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.keep {
+		l.keep[i].Seq = uint64(i + 1)
+	}
+	l.seq, l.got, l.done, l.acked = uint64(len(l.keep)), 0, 0, 0
+}
+
 // close lets nothing out any more: what is done from now on will be done again
 // by a successor.
 func (l *link) close() {

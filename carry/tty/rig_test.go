@@ -56,9 +56,12 @@ type placing struct {
 	descs []*carry.Desc
 	agent *agent
 
-	mu   sync.Mutex
-	life int
-	ends []carry.Guest
+	host int
+
+	mu    sync.Mutex
+	life  int
+	ends  []carry.Guest
+	homes []carry.Home
 }
 
 // keeper keeps descriptors in this process, which outlives a Kind.
@@ -129,6 +132,12 @@ func (r *rig) start(n unum.NodeID) {
 	r.mu.Unlock()
 }
 
+func (r *rig) kind(n unum.NodeID) *Kind {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.kinds[n]
+}
+
 // restart replaces the daemon of a guest.
 func (r *rig) restart(n unum.NodeID) {
 	r.starting.Lock()
@@ -148,6 +157,58 @@ func (r *rig) restart(n unum.NodeID) {
 			r.fails <- err
 		}
 	}
+}
+
+// restartHome replaces the daemon of a home.
+func (r *rig) restartHome(n unum.NodeID) {
+	r.starting.Lock()
+	defer r.starting.Unlock()
+	r.kinds[n].Close()
+	r.start(n)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for p := range r.live {
+		if p.pl.Home == n {
+			if err := p.resumeHome(r.kinds[n]); err != nil {
+				r.fails <- err
+			}
+		}
+	}
+}
+
+func (p *placing) resumeHome(k *Kind) error {
+	ctx := context.Background()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.homes = nil
+	h, err := k.Homes.Attach(ctx, p.pl, p.sess, nil)
+	if err != nil {
+		return err
+	}
+	p.homes = append(p.homes, h)
+	pidfd, err := unix.PidfdOpen(p.host, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(pidfd)
+	for _, d := range p.descs {
+		if d.Kind != "tty" {
+			continue
+		}
+		f, err := sys.PidfdGetfd(pidfd, d.Nums[0])
+		if err != nil {
+			return err
+		}
+		h, err := k.ResumeHome(ctx, p.pl, d, f)
+		if err != nil {
+			return err
+		}
+		p.homes = append(p.homes, h)
+	}
+	for _, h := range p.homes {
+		h.Commit()
+	}
+	return nil
 }
 
 func (p *placing) resume(k *Kind) error {
@@ -574,7 +635,7 @@ func (r *rig) place(c *net.UnixConn) error {
 	for _, e := range ends {
 		e.Started(true)
 	}
-	p2 := &placing{pl: pl, sess: sess, descs: descs, agent: a, ends: ends}
+	p2 := &placing{pl: pl, sess: sess, descs: descs, agent: a, ends: ends, homes: homes, host: n.Pid}
 	r.mu.Lock()
 	r.live[p2] = struct{}{}
 	r.mu.Unlock()
@@ -617,12 +678,12 @@ func (r *rig) place(c *net.UnixConn) error {
 				println("SIGNAL", guest, b.pid, sig)
 			}
 			if sig == unix.SIGCONT {
-				if err := homeK.Homes.Sync(ctx, pl); err != nil {
+				if err := r.kind(home).Homes.Sync(ctx, pl); err != nil {
 					return err
 				}
 			}
 			switch {
-			case homeK.Homes.Signal(ctx, pl, sig):
+			case r.kind(home).Homes.Signal(ctx, pl, sig):
 			case sig == unix.SIGCONT: // shells send it to groups
 				j, err := sys.ReadJob(b.pid, nil)
 				if err == nil {
@@ -646,8 +707,8 @@ func (r *rig) place(c *net.UnixConn) error {
 					continue // continued meanwhile
 				}
 				sig := unix.Signal(n.Sig)
-				if (sig == unix.SIGTTIN || sig == unix.SIGTTOU) && homeK.Homes.Foreground(pl) {
-					_ = homeK.Homes.Sync(ctx, pl)
+				if (sig == unix.SIGTTIN || sig == unix.SIGTTOU) && r.kind(home).Homes.Foreground(pl) {
+					_ = r.kind(home).Homes.Sync(ctx, pl)
 					_ = unix.Kill(b.pid, unix.SIGCONT)
 					continue
 				}
@@ -660,7 +721,7 @@ func (r *rig) place(c *net.UnixConn) error {
 			delete(r.bodies, b.pid)
 			r.mu.Unlock()
 			p2.mu.Lock()
-			ends = p2.ends
+			ends, homes = p2.ends, p2.homes
 			p2.mu.Unlock()
 			for _, e := range ends {
 				_ = e.Close()

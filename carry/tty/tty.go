@@ -80,7 +80,7 @@ func New(cfg Config) (*Kind, error) {
 	}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
 	k.Homes = &Homes{k: k, homes: map[homeKey]*home{}}
-	k.Guests = &Guests{k: k, lines: map[lineKey]*Line{}}
+	k.Guests = &Guests{k: k, lines: map[lineKey]*Line{}, elsewhere: map[lineKey]bool{}, made: make(chan struct{})}
 	k.Guests.resume()
 	cfg.Accept(Service, k.Guests.accept)
 	return k, nil

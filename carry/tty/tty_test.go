@@ -478,3 +478,45 @@ func TestGuestRestart(t *testing.T) {
 		t.Errorf("%d pages are left", len(left))
 	}
 }
+
+// TestHomeRestart: home's daemon is replaced while a body writes and reads.
+func TestHomeRestart(t *testing.T) {
+	r := newRig(t)
+	r.keep()
+	s := r.bash()
+	s.send("placed sh -c 'seq 1 20000; exec cat'\n")
+	s.expect("cat'\r\n")
+	var out strings.Builder
+	for i := 1; i <= 10; i++ {
+		out.WriteString(s.expect("\r\n" + strconv.Itoa(i*1500) + "\r\n"))
+		r.restartHome("n1")
+	}
+	out.WriteString(s.expect("\r\n20000\r\n"))
+	var want strings.Builder
+	for i := 1; i <= 20000; i++ {
+		want.WriteString(strconv.Itoa(i) + "\r\n")
+	}
+	if out.String() != want.String() {
+		t.Errorf("%d bytes, want %d", out.Len(), want.Len())
+	}
+	for range 5 {
+		r.restartHome("n1")
+		s.send("abc\n")
+		s.expect("abc\r\nabc\r\n")
+	}
+	r.restartHome("n1")
+	s.send("\x1a")
+	s.expect("topped")
+	s.expect("$ ")
+	r.restartHome("n1")
+	s.send("fg\n")
+	s.expect("fg\r\n")
+	s.expect("cat'\r\n")
+	s.send("x\n")
+	s.expect("x\r\nx\r\n")
+	s.send("\x03")
+	s.expect("$ ")
+	if got := s.run("placed echo again"); got != "again\r\n" {
+		t.Errorf("%q", got)
+	}
+}
