@@ -44,6 +44,7 @@ type Guests struct {
 type session struct {
 	sid   unum.Pid
 	home  unum.NodeID
+	term  unum.NodeID // whose line is its controlling terminal; "" without one
 	agent *deputy.Stub
 
 	mu      sync.Mutex // guards below; held while a group is made
@@ -70,6 +71,7 @@ type bodyRecord struct {
 // agent and holders.
 type sessionRecord struct {
 	Home    unum.NodeID
+	Term    unum.NodeID
 	Agent   int
 	Holders map[unum.Pid]int
 }
@@ -119,7 +121,7 @@ func (b *body) key() string { return b.place.Pid.String() }
 
 // note writes a session down. Preconditions: s.mu is held.
 func (g *Guests) note(s *session) error {
-	r := &sessionRecord{Home: s.home, Agent: s.agent.HostPid, Holders: map[unum.Pid]int{}}
+	r := &sessionRecord{Home: s.home, Term: s.term, Agent: s.agent.HostPid, Holders: map[unum.Pid]int{}}
 	for p, h := range s.holders {
 		r.Holders[p] = h.HostPid
 	}
@@ -147,6 +149,12 @@ func (g *Guests) session(ctx context.Context, req *startReq) (*session, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.agent != nil && !s.agent.Dead() {
+		if req.end != nil && s.sid != rootSession && s.term != req.Place.Home {
+			// A chain of placements has brought the session here by another node,
+			// and its controlling terminal is that node's line.
+			g.leave(s)
+			return nil, fmt.Errorf("session %d has its terminal by way of %s there: %w", s.sid, s.term, errBusy)
+		}
 		return s, nil
 	}
 	// A first one, or one that somebody has killed with its group.
@@ -179,6 +187,7 @@ func (g *Guests) makeAgent(ctx context.Context, s *session, req *startReq) (*dep
 	defer slave.Close()
 	agent, err := g.mk.agent(ctx, g.mk.root, s.sid, true, false, slave)
 	if err == nil {
+		s.term = req.Place.Home
 		req.end.SetAgent(&sessionAgent{agent: agent, cookie: g.cfg.Cookie})
 	}
 	return agent, err
@@ -531,6 +540,13 @@ func (g *Guests) signal(req *signalReq) error {
 			info = sys.MakeSiginfo(req.Info.Signo(), -1 /* SI_QUEUE */, p, req.Info.Uid())
 		}
 	}
+	// Its deputy runs and so should it: this signal has swept away a SIGCONT
+	// that waited in the deputy (signal(7)).
+	if req.Once != 0 && stops(req.Info.Signo()) {
+		if t, err := sys.ReadTask(b.stub.HostPid); err == nil && t.State == 'T' {
+			b.stub.Signal(unix.SIGCONT, nil)
+		}
+	}
 	if err := g.send(b, req.Info.Signo(), info); errors.Is(err, deputy.ErrGone) {
 		return unum.ErrNoProcess
 	} else if err != nil {
@@ -542,6 +558,10 @@ func (g *Guests) signal(req *signalReq) error {
 		g.mu.Unlock()
 	}
 	return nil
+}
+
+func stops(sig unix.Signal) bool {
+	return sig == unix.SIGTSTP || sig == unix.SIGTTIN || sig == unix.SIGTTOU || sig == unix.SIGSTOP
 }
 
 // delivered says whether the signal with this id was delivered before, and

@@ -322,7 +322,7 @@ func (g *Guests) resumeSession(key string, r *sessionRecord) error {
 		g.recSessions.remove(key)
 		return nil
 	}
-	s := &session{sid: sid, home: r.Home, holders: map[unum.Pid]*deputy.Stub{}, settled: make(chan struct{})}
+	s := &session{sid: sid, home: r.Home, term: r.Term, holders: map[unum.Pid]*deputy.Stub{}, settled: make(chan struct{})}
 	s.agent = &deputy.Stub{HostPid: r.Agent, Pid: pid}
 	for p, host := range r.Holders {
 		if !isStub(host) {
