@@ -117,7 +117,12 @@ func TestGuestLost(t *testing.T) {
 		t.Errorf("%q is left", rest)
 	}
 	p.guest.Close()
-	r.side[1].c.mourn(0)
+	eventually(t, func() bool {
+		r.side[1].c.mourn(0)
+		r.side[1].c.mu.Lock()
+		defer r.side[1].c.mu.Unlock()
+		return len(r.side[1].c.halves) == 0
+	})
 }
 
 // Pages that no node takes up go by and by.
