@@ -64,7 +64,10 @@ func (p *dispatcher) private(n *seccomp.Notif) {
 	go func() {
 		<-p.ready
 		if !p.d.stubs.Handle(n) {
-			// Somebody made our private call, or a birth was given up.
+			if rexec.KillStray(n.Tid) {
+				return
+			}
+			// Somebody made our private call.
 			p.d.log.Warn("unexpected deputy call", "tid", n.Tid, "reason", n.Args[0])
 			n.Errno(unix.ENOSYS)
 		}

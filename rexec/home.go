@@ -77,6 +77,8 @@ type placed struct {
 	ctx     context.Context
 	cancel  context.CancelFunc // when the deputy is gone
 
+	order sync.Mutex // held while a signal is told to the guest
+
 	mu     sync.Mutex
 	ended  *eventReq
 	seen   uint64 // Seq of the last stop that the deputy was given
@@ -356,6 +358,8 @@ func (h *Homes) forward(p *placed) {
 }
 
 func (h *Homes) pass(p *placed, g *deputy.Signal) {
+	p.order.Lock()
+	defer p.order.Unlock()
 	if bit := uint64(1) << (g.Info.Signo() - 1); p.Pending&bit != 0 {
 		p.Pending &^= bit
 		return
