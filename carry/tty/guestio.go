@@ -255,6 +255,12 @@ func (l *Line) handle(m message) {
 		l.mu.Unlock()
 		l.control(func(fd int) { _ = sys.SetTtySize(fd, m.Size.winsize()) })
 	case opFg:
+		l.mu.Lock()
+		known := m.N != 0 && l.fg == unum.Pid(m.N)
+		l.mu.Unlock()
+		if known && l.confirm() {
+			return // a shell here may have set another one since
+		}
 		ctx, cancel := context.WithTimeout(l.ctx, agentTime)
 		if err := l.setForeground(ctx, unum.Pid(m.N)); err != nil {
 			l.k.log.Warn("cannot set a foreground group", "pgid", m.N, "err", err)

@@ -287,8 +287,11 @@ func (h *home) attach(pl carry.Placement, d *Desc, file *os.File) (*HomeEnd, err
 	h.release++ // an answer to an older question no longer counts
 	e := &HomeEnd{h: h, pl: pl, hostPid: d.HostPid, ctty: d.Ctty}
 	h.ends[e] = struct{}{}
-	if d.Fg {
+	if d.Fg && h.fg != pl.Pgid {
+		// The start request says so too, but it may overtake what the link
+		// carries of an earlier change.
 		h.fg = pl.Pgid
+		h.link.send(h.ctx, message{Op: opFg, N: int64(pl.Pgid)})
 	}
 	return e, nil
 }
