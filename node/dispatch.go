@@ -1,6 +1,8 @@
 package node
 
 import (
+	"context"
+
 	"golang.org/x/sys/unix"
 
 	"unum/calls"
@@ -64,7 +66,7 @@ func (p *dispatcher) private(n *seccomp.Notif) {
 	go func() {
 		<-p.ready
 		if !p.d.stubs.Handle(n) {
-			if rexec.KillStray(n.Tid) {
+			if p.rexec.Stray(context.Background(), n.Tid) && p.d.stubs.Handle(n) {
 				return
 			}
 			// Somebody made our private call.

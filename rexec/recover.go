@@ -36,10 +36,36 @@ func isStub(host int) bool {
 	return err == nil && (strings.HasPrefix(link, "/memfd:"+StubName+" ") || strings.HasPrefix(link, "/memfd:unum-world "))
 }
 
-// KillStray ends a stub that nobody knows: a birth that the daemon before this
-// one had begun. It reports whether the process is one.
-func KillStray(host int) bool {
-	return isStub(host) && unix.Kill(host, unix.SIGKILL) == nil
+// Stray decides about a stub that says hello and that nobody expects. A caller
+// whose conversion the daemon before this one had begun is taken over as a
+// deputy: then it returns true, and the call is to be handled again. A birth
+// that was begun is ended; home asks again.
+func (s *Service) Stray(ctx context.Context, host int) bool {
+	if !isStub(host) {
+		return false
+	}
+	h := s.Homes
+	h.mu.Lock()
+	var p *placed
+	for pid, r := range h.redo {
+		if r.Host == host {
+			p = r
+			delete(h.redo, pid)
+		}
+	}
+	h.mu.Unlock()
+	if p != nil {
+		err := h.resume(ctx, p)
+		if err == nil {
+			return true
+		}
+		h.log.Error("take over a deputy", "pid", p.place.Pid, "err", err)
+		h.abandon(p)
+		h.signalBody(p, unix.SIGKILL)
+	}
+	h.log.Info("a stray stub is ended", "host", host)
+	unix.Kill(host, unix.SIGKILL)
+	return false
 }
 
 // recover resumes the deputies. A record whose process is no stub is of a
