@@ -166,9 +166,6 @@ func (c *Calls) onKill(ctx context.Context, q *killReq) (*killRes, error) {
 
 func (c *Calls) deliver(ctx context.Context, q *killReq) error {
 	sig := unix.Signal(q.Sig)
-	if q.Sig < 0 || q.Sig > 64 {
-		return unix.EINVAL
-	}
 	host, err := c.cfg.World.ToHost(q.Pid)
 	if err != nil {
 		return err
@@ -179,6 +176,9 @@ func (c *Calls) deliver(ctx context.Context, q *killReq) error {
 	}
 	if q.Tgid != 0 && q.Tgid != t.Pid {
 		return unix.ESRCH
+	}
+	if q.Sig < 0 || q.Sig > 64 {
+		return unix.EINVAL // only now: the kernel looks for the process first
 	}
 	_, away := c.cfg.Placed.Where(t.Pid)
 	if !away && (c.cfg.Registry.Find(t.Tgid) != nil || t.Pid == 1) {
