@@ -26,9 +26,13 @@
 // Terminals that are not anybody's controlling terminal (after setsid, say)
 // have a Line as well, only without foreground groups.
 //
-// Locks: Homes.mu before home.mu before link.mu; Guests.mu before Line.mu
-// before link.mu; Line.io before Line.mu. No lock is held over a call to an
-// Agent or to a peer, except Line.io over nothing that waits.
+// A daemon may be killed on either side: the guest's pty is kept (carry.Keeper),
+// and both halves note on a mapped page how far output has come (page). What
+// home had read and not yet sent is lost with it.
+//
+// Locks: Homes.mu, home.telling, home.mu, Guests.mu, Line.fgMu, Line.io, Line.mu
+// and link.mu, in this order. home.take comes before home.telling. Line.io is
+// never held over what waits, and no lock but Line.fgMu over a call to an Agent.
 package tty
 
 import (
