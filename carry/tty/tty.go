@@ -30,7 +30,7 @@
 // and both halves note on a mapped page how far output has come (page). What
 // home had read and not yet sent is lost with it.
 //
-// Locks: Homes.mu, home.telling, home.mu, Guests.mu, Line.fgMu, Line.io, Line.mu
+// Locks: Line.fgMu, Homes.mu, home.telling, home.mu, Guests.mu, Line.io, Line.mu
 // and link.mu, in this order. home.take comes before home.telling. Line.io is
 // never held over what waits, and no lock but Line.fgMu over a call to an Agent.
 package tty
