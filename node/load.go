@@ -66,14 +66,13 @@ func (l *loadMeter) sample(d *Daemon, since time.Duration) {
 	l.load.Running = keep*l.load.Running + (1-keep)*float64(running)
 	l.load.Guests = len(d.rexec.Guests.Bodies())
 	l.load.MemTotal, l.load.MemFree = total, free
+	l.load.At = time.Now().UnixNano()
 }
 
 func (l *loadMeter) get() unum.Load {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	v := l.load
-	v.At = time.Now().UnixNano()
-	return v
+	return l.load
 }
 
 func (l *loadMeter) stop() {

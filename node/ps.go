@@ -179,7 +179,11 @@ func (d *Daemon) handleWhy(_ context.Context, _ unum.NodeID, req []byte) ([]byte
 	}
 	pid := unum.Pid(n)
 	w := ctl.Why{Pid: pid, Node: d.cfg.Node, Home: d.cfg.Node}
-	if why := d.rexec.Why(pid); why != "" {
+	host, err := d.world.ToHost(pid)
+	if err != nil {
+		host = 0
+	}
+	if why := d.rexec.Why(pid, host); why != "" {
 		w.Reasons = append(w.Reasons, why)
 	}
 	if at, ok := d.rexec.Where(pid); ok {
@@ -189,7 +193,6 @@ func (d *Daemon) handleWhy(_ context.Context, _ unum.NodeID, req []byte) ([]byte
 	if body {
 		w.Home = home
 	}
-	host, err := d.world.ToHost(pid)
 	if err == nil {
 		if t, err := sys.ReadTask(host); err == nil {
 			w.Command = cmdline(host, t.Comm)

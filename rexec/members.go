@@ -117,7 +117,7 @@ func (h *Homes) SyncTerminal(ctx context.Context, pgid unum.Pid) {
 
 // Note adds a line to what Why says.
 func (h *Homes) Note(pid unum.Pid, text string) {
-	if old := h.whys.get(pid); old != "" {
+	if old := h.whys.get(pid, 0); old != "" {
 		text = old + "; " + text
 	}
 	h.whys.set(pid, text)

@@ -107,7 +107,8 @@ func (h *Homes) Where(pid unum.Pid) (unum.NodeID, bool) {
 }
 
 // Why says why a process runs where it does, if that is remembered.
-func (h *Homes) Why(pid unum.Pid) string { return h.whys.get(pid) }
+// host is its PID in the daemon's namespace, 0 if it is not on this node.
+func (h *Homes) Why(pid unum.Pid, host int) string { return h.whys.get(pid, host) }
 
 // Bodies lists the processes of other nodes that run here.
 func (g *Guests) Bodies() []Body {

@@ -4,16 +4,16 @@ import (
 	"sync"
 
 	"unum"
-	"unum/sys"
 )
 
 // whys remembers why processes run where they do, for `unum why`. Bounded: the
 // oldest go first.
 type whys struct {
-	mu   sync.Mutex
-	text map[unum.Pid]string
-	ring [4096]unum.Pid
-	next int
+	mu     sync.Mutex
+	text   map[unum.Pid]string
+	stayed map[int]string // by host PID, of execs that stayed as a matter of course
+	ring   [4096]unum.Pid
+	next   int
 }
 
 func (w *whys) set(pid unum.Pid, why string) {
@@ -32,15 +32,25 @@ func (w *whys) set(pid unum.Pid, why string) {
 	w.text[pid] = why
 }
 
-// add is set for a process known by its host number.
+// add is set for a process known by its host number, of which nothing more is
+// read: this lies on the way of every exec that stays.
 func (w *whys) add(why string, host int) {
-	if pid, err := sys.WorldPid(host); err == nil {
-		w.set(pid, why)
-	}
-}
-
-func (w *whys) get(pid unum.Pid) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.text[pid]
+	if len(w.stayed) >= len(w.ring) {
+		clear(w.stayed)
+	}
+	if w.stayed == nil {
+		w.stayed = map[int]string{}
+	}
+	w.stayed[host] = why
+}
+
+func (w *whys) get(pid unum.Pid, host int) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if t := w.text[pid]; t != "" {
+		return t
+	}
+	return w.stayed[host]
 }
