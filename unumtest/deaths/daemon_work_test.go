@@ -176,12 +176,13 @@ func project(t *testing.T, dir string, files int) {
 func TestDaemonBuild(t *testing.T) {
 	c := start(t, 3)
 	project(t, c.dir, 30)
-	kinds := []string{"elsewhere"}
+	kinds, services := []string{"elsewhere"}, []string{"daemon"}
 	if unumtest.Long() {
 		kinds = append(kinds, "auto")
+		services = append(services, "fs")
 	}
 	for _, kind := range kinds {
-		for _, service := range []string{"daemon", "fs"} {
+		for _, service := range services {
 			t.Run(kind+"/"+service, func(t *testing.T) {
 				c.t = t
 				c.each(t, service, `cd $D
