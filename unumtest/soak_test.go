@@ -191,7 +191,7 @@ done
 	w.say("on")
 	for range 2 {
 		began := time.Now()
-		w.want(5*time.Minute, fmt.Sprintf(`^records %d$`, 3*n))
+		w.want(90*time.Second, fmt.Sprintf(`^records %d$`, 3*n))
 		w.want(5*time.Second, `^statuses right`)
 		after := w.settled()
 		t.Logf("%d at once took %v: %+v", n, time.Since(began).Round(time.Millisecond), after)
