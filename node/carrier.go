@@ -44,7 +44,7 @@ func newCarrier(ctx context.Context, d *Daemon, stub *deputy.Stub) (*carrier, er
 		Root:    func() string { return fmt.Sprintf("/proc/%d/root", d.world.Pid1HostPid()) },
 		Outside: d.outside.has,
 		ManyReaders: func(ctx context.Context, p *carry.Proc, fd *carry.FD) (bool, error) {
-			sole, err := pipe.SoleReader(env, p, fd)
+			sole, err := c.pipes.SoleReader(p, fd)
 			return !sole, err
 		},
 	})

@@ -30,18 +30,18 @@ import (
 // Anything else, also what cannot be found out, makes it false. That p has the
 // pipe's other end as well makes no difference here.
 func SoleReader(env *carry.Env, p *carry.Proc, fd *carry.FD) (bool, error) {
-	sole, _, err := soleReader(env, p, fd)
+	sole, _, err := soleReader(env, nil, p, fd)
 	return sole, err
 }
 
 // soleReader is SoleReader; doubt says that it must be looked again when the
 // exec is over.
-func soleReader(env *carry.Env, p *carry.Proc, fd *carry.FD) (sole, doubt bool, err error) {
+func soleReader(env *carry.Env, c *Carrier, p *carry.Proc, fd *carry.FD) (sole, doubt bool, err error) {
 	hs, err := holders(env, fd.Stat.Ino)
 	if err != nil {
 		return false, false, err
 	}
-	if h := holds(os.Getpid(), fd.Stat.Ino); h.read {
+	if h := holds(os.Getpid(), fd.Stat.Ino); h.read && !c.isIdle(fd.Stat.Ino) {
 		return false, false, nil
 	}
 	for _, h := range hs {
@@ -129,7 +129,7 @@ func (k *kind) Claim(ctx context.Context, p *carry.Proc, fd *carry.FD) (*carry.D
 	dd := desc{Dev: uint64(fd.Stat.Dev), Ino: fd.Stat.Ino, Uid: fd.Stat.Uid, Gid: fd.Stat.Gid}
 	own := holds(p.HostPid, fd.Stat.Ino)
 	if k.dir == 'r' || own.inherits {
-		sole, doubt, err := soleReader(k.c.env, p, fd)
+		sole, doubt, err := soleReader(k.c.env, k.c, p, fd)
 		dd.Doubt, dd.Caller = doubt, p.HostPid
 		switch {
 		case err != nil:

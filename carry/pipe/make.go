@@ -247,6 +247,7 @@ func (h *half) takeBody() error {
 	h.setEngine(f)
 	if s, ok := h.eng.(*sink); ok && ended {
 		s.out, s.in, s.ended = nil, f, true
+		h.c.idle(f, 1)
 	}
 	return nil
 }

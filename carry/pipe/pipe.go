@@ -50,6 +50,8 @@ type Carrier struct {
 	halves map[key]*half
 	ended  map[key]time.Time // guest halves that said bye
 	landed signal            // a guest half came or went
+	idleMu sync.Mutex        // the innermost lock
+	idles  map[uint64]int    // read ends that are only kept, by inode; guarded by idleMu
 	closed bool
 }
 

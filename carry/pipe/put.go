@@ -53,6 +53,7 @@ func (s *sink) passEnd() error {
 		if s.in, err = sys.ReopenPipe(s.out, unix.O_RDONLY|unix.O_NONBLOCK); err != nil {
 			return err
 		}
+		s.h.c.idle(s.in, 1)
 		if err := k.Keep(s.h.ctx, s.h.endName(), s.in); err != nil {
 			return err
 		}

@@ -389,6 +389,7 @@ func (s *sink) release() {
 		out.Close()
 	}
 	if in != nil {
+		s.h.c.idle(in, -1)
 		in.Close()
 	}
 	kept.close()
