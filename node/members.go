@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"unum"
 	"unum/cluster"
@@ -35,6 +36,11 @@ func newMembers(d *Daemon) *members {
 	return m
 }
 
+// joinMax is how long a slow machine, or a store that is still starting, may
+// take to register a node. The supervisor's lease counts from the last beat, so
+// a daemon that is restarted has less.
+const joinMax = 30 * time.Second
+
 // join registers the node with the coordination store; on the voter it starts
 // the store first.
 func (d *Daemon) join(ctx context.Context) error {
@@ -58,6 +64,8 @@ func (d *Daemon) join(ctx context.Context) error {
 	if m.store, err = etcd.Open(ctx, c); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, joinMax)
+	defer cancel()
 	lease, err := m.store.Register(ctx, cluster.Registration{
 		ID: d.cfg.Node, Addr: d.cfg.Listen, Incarnation: d.inc, Version: unum.Version,
 		Voter: d.cfg.Voter, Fixed: true, Index: d.cfg.Index,
@@ -82,6 +90,8 @@ func (d *Daemon) join(ctx context.Context) error {
 
 // Up says that the node takes processes, and begins to send heartbeats.
 func (m *members) Up(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, joinMax)
+	defer cancel()
 	m.load.start(m.d)
 	if err := m.store.SetState(ctx, m.d.cfg.Node, m.Epoch(), unum.Up); err != nil {
 		return err
