@@ -46,6 +46,7 @@ type session struct {
 	home  unum.NodeID
 	term  unum.NodeID // whose line is its controlling terminal; "" without one
 	agent *deputy.Stub
+	ends  []*tty.End // of its bodies, while a new daemon takes over
 
 	mu      sync.Mutex // guards below; held while a group is made
 	holders map[unum.Pid]*deputy.Stub
@@ -373,6 +374,7 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 		return err
 	}
 	if req.end != nil {
+		spec.fg = req.TTY.Fg && req.TTY.Ctty && spec.Pgid == spec.Pid && spec.Pid != spec.Sid
 		if err := req.end.GroupReady(ctx); err != nil {
 			return fmt.Errorf("foreground group of session %d: %w", spec.Sid, err)
 		}

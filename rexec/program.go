@@ -51,6 +51,13 @@ func (m *maker) bodyProgram(spec *Spec, opens []open) *deputy.Program {
 	if spec.ctty >= 0 {
 		p.Must(unix.SYS_IOCTL, uint64(spec.ctty), unix.TIOCSCTTY, 0, 0, 0, cookie)
 	}
+	if spec.fg {
+		// Before it runs, or it would see itself in the background; SIGTTOU is
+		// blocked. A failure is mended by the carrier of the terminal.
+		tty := p.Do(unix.SYS_OPENAT, atCwd, p.String("/dev/tty"), unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY)
+		p.DoRef(tty, unix.SYS_IOCTL, unix.TIOCSPGRP, p.Halves(uint32(spec.Pgid)), 0, 0, cookie)
+		p.DoRef(tty, unix.SYS_CLOSE)
+	}
 	for _, o := range opens {
 		o.add(p)
 	}

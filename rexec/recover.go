@@ -305,6 +305,14 @@ func (g *Guests) recover(ctx context.Context) error {
 			return err
 		}
 		s.agent = agent
+		for _, t := range s.ends {
+			if s.sid == rootSession {
+				t.SetAgent(leader{})
+			} else {
+				t.SetAgent(&sessionAgent{agent: agent, cookie: g.cfg.Cookie})
+			}
+		}
+		s.ends = nil
 		s.watch(g.cfg.Cookie, g.log, g.ended)
 		reap(s, g.cfg.Cookie, g.log, g.ended)
 	}
@@ -407,6 +415,15 @@ func (g *Guests) resumeBody(ctx context.Context, key string, r *bodyRecord, end 
 			continue
 		}
 		b.guests = append(b.guests, c)
+	}
+	if r.TTY != nil {
+		t, err := g.cfg.Terminal.Guests.ResumeSession(ctx, r.Place, r.TTY)
+		if err != nil {
+			g.log.Warn("resume the terminal", "pid", r.Place.Pid, "err", err)
+		} else {
+			b.guests = append(b.guests, t)
+			b.sess.ends = append(b.sess.ends, t)
+		}
 	}
 	b.sess.bodies++
 	if end == nil || end.Kind == stopped || end.Kind == continued {

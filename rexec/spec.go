@@ -59,6 +59,7 @@ type Spec struct {
 	SigPnd         uint64 // blocked and pending: an exec keeps them
 
 	ctty      int  // descriptor that becomes the controlling terminal, or -1
+	fg        bool // it leads the foreground group of its terminal
 	placeable bool // its exec asks for a place, as any exec does
 }
 
