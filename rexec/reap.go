@@ -87,7 +87,8 @@ func reaped(s *session, r *deputy.Result, at uint64, tell told) (more bool) {
 		copy(si[:], buf[i*waitSize:])
 		pid := unum.Pid(si.Pid())
 		if pid == 0 {
-			break
+			// Nobody had ended at that moment; somebody may have at the next.
+			continue
 		}
 		n++
 		tell(pid, &si, parseUsage(buf[i*waitSize+128:]))
