@@ -28,7 +28,7 @@ type maker struct {
 func newMaker(reg *deputy.Registry, cookie uint64, root *deputy.Stub) (*maker, error) {
 	m := &maker{reg: reg, cookie: cookie, root: root}
 	var err error
-	if m.limits, err = sys.Rlimits(root.HostPid); err != nil {
+	if m.limits, err = sys.ReadLimits(root.HostPid); err != nil {
 		return nil, err
 	}
 	if m.caps, err = sys.ReadTask(root.HostPid); err != nil {

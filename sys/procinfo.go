@@ -168,13 +168,3 @@ func (t *Task) stat(b []byte) error {
 	t.Policy = int(field(41))
 	return nil
 }
-
-// Rlimits reads all limits of a process, soft and hard, in the kernel's order.
-func Rlimits(pid int) (out [16]unix.Rlimit, err error) {
-	for i := range out {
-		if err := unix.Prlimit(pid, i, nil, &out[i]); err != nil {
-			return out, fmt.Errorf("limit %d of %d: %w", i, pid, err)
-		}
-	}
-	return out, nil
-}
