@@ -17,7 +17,12 @@ func TestDaemonsHoldNothing(t *testing.T) {
 	if unumtest.Long() {
 		n = 2500
 	}
-	const few = 2
+	// Exact in the long run. In the short one, one goroutine more was seen on
+	// both nodes after 600 execs; which one is not known yet.
+	few := 2
+	if unumtest.Long() {
+		few = 0
+	}
 	round := func() (out []node.Debug) {
 		c.run(fmt.Sprintf(`for i in $(seq %d); do x=$(echo $i | UNUM_NODE=n2 cat); [ "$x" = $i ] || echo $i: $x; done; echo done`, n)).
 			want(time.Duration(n)*100*time.Millisecond, 0, "done")
@@ -41,9 +46,7 @@ func TestDaemonsHoldNothing(t *testing.T) {
 	for i := range before {
 		b, a := before[i], after[i]
 		t.Logf("n%d: %+v, then %+v", i+1, b, a)
-		// Connections between nodes come and go by themselves, one or two at a
-		// time; a leak of one in a hundred execs would be several.
-		if a.FDs > b.FDs+few || a.Goroutines > b.Goroutines+few || a.Stubs > b.Stubs {
+		if a.FDs > b.FDs || a.Goroutines > b.Goroutines+few || a.Stubs > b.Stubs {
 			t.Errorf("n%d holds more than before", i+1)
 		}
 		if grown := int64(a.HeapInUse) - int64(b.HeapInUse); grown > int64(2*n)*1024 {
