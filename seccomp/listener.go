@@ -44,10 +44,13 @@ func (n *Notif) Errno(e unix.Errno) { n.answer(-int32(e), 0, 0) }
 // Return makes the call return v.
 func (n *Notif) Return(v int64) { n.answer(0, v, 0) }
 
-// errRestartNoIntr makes the kernel issue the call again, without a signal.
+// errRestartNoIntr makes the kernel issue the call again when the caller next
+// looks at its signals.
 const errRestartNoIntr = 513
 
-// Restart makes the caller issue the call again.
+// Restart makes the caller issue the call again, without a signal. It must have
+// been interrupted by a tracer before; otherwise it would see the number above
+// as its errno.
 func (n *Notif) Restart() { n.answer(-errRestartNoIntr, 0, 0) }
 
 // answer forgets the notification in any case: ENOENT says that the caller
