@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -22,6 +21,7 @@ import (
 
 	"unum"
 	"unum/carry"
+	"unum/carry/carrytest"
 	"unum/sys"
 )
 
@@ -63,47 +63,6 @@ type placing struct {
 	homes []carry.Home
 }
 
-// keeper keeps descriptors in this process, which outlives a Kind.
-type keeper struct {
-	mu   sync.Mutex
-	kept map[string]int
-}
-
-func (k *keeper) Keep(_ context.Context, name string, f *os.File) error {
-	fd, err := unix.FcntlInt(uintptr(rawFD(f)), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.kept[name] = fd
-	return nil
-}
-
-func (k *keeper) Take(name string) (*os.File, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	fd, ok := k.kept[name]
-	if !ok {
-		return nil, fs.ErrNotExist
-	}
-	fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), name), nil
-}
-
-func (k *keeper) Drop(_ context.Context, name string) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if fd, ok := k.kept[name]; ok {
-		unix.Close(fd)
-		delete(k.kept, name)
-	}
-	return nil
-}
-
 // keep gives every node a keeper, so that its daemon can be restarted.
 func (r *rig) keep() {
 	for n, k := range r.kinds {
@@ -114,7 +73,7 @@ func (r *rig) keep() {
 		}
 		r.configs[n] = Config{Env: carry.Env{
 			Node: n, Peer: r.net.peer(n), Accept: r.net.accept(n), WorldPids: worldPids,
-			Keeper: &keeper{kept: map[string]int{}}, StateDir: dir,
+			Keeper: carrytest.NewKeeper(), StateDir: dir,
 		}}
 		r.start(n)
 	}
