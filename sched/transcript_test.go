@@ -1,53 +1,21 @@
 package sched
 
 import (
-	"bufio"
-	"bytes"
 	"errors"
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"unum"
+	"unum/unumtest/transcript"
 )
-
-var update = flag.Bool("update", false, "rewrite the transcripts in testdata")
 
 // TestTranscripts plays testdata/*.txt: lines that tell the scheduler
 // something, each followed by what it answered, indented after "=".
 func TestTranscripts(t *testing.T) {
-	files, _ := filepath.Glob("testdata/*.txt")
-	if len(files) == 0 {
-		t.Fatal("no transcripts")
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got, err := play(want)
-			if err != nil {
-				t.Fatalf("%s: %v", file, err)
-			}
-			if *update {
-				if err := os.WriteFile(file, got, 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if d := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(string(got), "\n")); d != "" {
-				t.Errorf("%s (-want +got; -update rewrites):\n%s", file, d)
-			}
-		})
-	}
+	transcript.Run(t, play)
 }
 
 // stage is a scheduler with the view that a transcript builds for it.
@@ -58,12 +26,13 @@ type stage struct {
 	pid  unum.Pid
 }
 
-func play(text []byte) ([]byte, error) {
+func play(t *testing.T, text string) string {
 	st := &stage{s: New(Config{}), view: View{Self: "n1"}, pid: 65600}
-	var out bytes.Buffer
-	lines := bufio.NewScanner(bytes.NewReader(text))
-	for n := 1; lines.Scan(); n++ {
-		line := lines.Text()
+	var out strings.Builder
+	n := 0
+	for line := range strings.Lines(text) {
+		n++
+		line = strings.TrimSuffix(line, "\n")
 		if strings.HasPrefix(line, "    = ") {
 			continue
 		}
@@ -73,13 +42,13 @@ func play(text []byte) ([]byte, error) {
 		}
 		answers, err := st.do(line)
 		if err != nil {
-			return nil, fmt.Errorf("line %d: %w", n, err)
+			t.Fatalf("line %d: %v", n, err)
 		}
 		for _, a := range answers {
 			fmt.Fprintln(&out, "    = "+a)
 		}
 	}
-	return out.Bytes(), nil
+	return out.String()
 }
 
 // do understands one line: verb, key=value options before "--" and, after it, a

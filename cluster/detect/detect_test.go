@@ -1,21 +1,15 @@
 package detect
 
 import (
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"unum"
+	"unum/unumtest/transcript"
 )
-
-var update = flag.Bool("update", false, "rewrite the transcripts in testdata")
 
 // A transcript is a list of inputs; the events of each follow it, indented.
 //
@@ -28,26 +22,7 @@ var update = flag.Bool("update", false, "rewrite the transcripts in testdata")
 //	TIME suspects
 //	TIME isolated
 func TestTranscripts(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatal("no transcripts", err)
-	}
-	for _, f := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(f), ".txt"), func(t *testing.T) {
-			in, err := os.ReadFile(f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := play(t, string(in))
-			if *update {
-				if err := os.WriteFile(f, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			} else if got != string(in) {
-				t.Error(cmp.Diff(string(in), got))
-			}
-		})
-	}
+	transcript.Run(t, play)
 }
 
 func play(t *testing.T, in string) string {
