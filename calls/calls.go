@@ -34,6 +34,14 @@ type Placements interface {
 	Bodies() map[unum.Pid]int
 	// SignalBody sends a signal to the body of a deputy, past the deputy.
 	SignalBody(ctx context.Context, pid unum.Pid, sig unix.Signal, info *sys.Siginfo) error
+	// ClaimGroup says whether a body is still to be given a group's signal, and
+	// notes that it is.
+	ClaimGroup(id uint64, pid unum.Pid) bool
+	// GroupDone notes that a group's signal was delivered here, to these bodies
+	// too; given says that anybody got it.
+	GroupDone(id uint64, bodies []unum.Pid, given bool)
+	// GroupKnown says whether it was, by this daemon or one before it.
+	GroupKnown(id uint64) bool
 	// InDeputy makes a deputy run a program.
 	InDeputy(ctx context.Context, pid unum.Pid, p *deputy.Program) (*deputy.Result, error)
 	// PlacedGroup says whether a member of a process group is placed elsewhere.
@@ -78,6 +86,9 @@ type Calls struct {
 	ipc      ipcReader
 	blind    atomic.Bool // calls cannot be followed here
 
+	groupMu   sync.Mutex // held while a group's signal is delivered
+	lastGroup uint64     // the last one that the daemon before this one had the agent deliver
+
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -96,6 +107,9 @@ func New(cfg Config) (*Calls, error) {
 	c.accounts = newAccounts(func(host int) bool {
 		return host == cfg.World.Pid1HostPid() || cfg.Registry.Find(host) != nil
 	})
+	if tag, begun, err := cfg.Agent.Last(); err == nil && begun {
+		c.lastGroup = tag
+	}
 	c.ipc.pid1 = cfg.World.Pid1HostPid()
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c, nil

@@ -8,23 +8,29 @@ import (
 	"golang.org/x/sys/unix"
 
 	"unum"
+	"unum/deputy"
 	"unum/seccomp"
 	"unum/sys"
 )
 
-// groupReq is a signal for the members of a process group, or of everybody, on
-// the nodes where they were born.
+// groupReq is a signal for the members of a process group, or for everybody, on
+// one node.
 type groupReq struct {
 	From Sender
 	Pgid unum.Pid // 0: everybody
 	Sig  int
-	Skip []unum.Pid // have had it already, where their bodies run
+	ID   uint64 // tells one from another; the same if it is asked again
 }
 
 // groupRes counts. A process that may not be signalled is found, not sent.
-type groupRes struct{ Found, Sent int }
+// Bodies have been given the signal where they run, and must not have it again.
+type groupRes struct{ Found, Sent, Bodies int }
 
-func (r *groupRes) add(o groupRes) { r.Found += o.Found; r.Sent += o.Sent }
+func (r *groupRes) add(o groupRes) {
+	r.Found += o.Found
+	r.Sent += o.Sent
+	r.Bodies += o.Bodies
+}
 
 // errno is what kill returns (kill_something_info of kernel/signal.c).
 func (r *groupRes) errno() unix.Errno {
@@ -102,9 +108,9 @@ func (g group) plain(sig unix.Signal) bool {
 }
 
 // killGroup answers kill(0), kill(-pgid) and kill(-1); pgid is 0, the group or
-// 1. Each member gets the signal once, by the node where it was born; only
-// bodies on the caller's node get it at once, so that a process that signals
-// its own group has the signal before kill returns.
+// 1. Every node has it as one message; bodies on the caller's node have it in
+// any case before kill returns, so that a process that signals its own group
+// does, too.
 func (c *Calls) killGroup(ctx context.Context, n *seccomp.Notif, pgid unum.Pid, sig unix.Signal) {
 	t, nested, err := c.caller(n)
 	if err != nil || nested || sig < 0 || sig > 64 {
@@ -124,29 +130,30 @@ func (c *Calls) killGroup(ctx context.Context, n *seccomp.Notif, pgid unum.Pid, 
 		n.Continue()
 		return
 	}
-	g, err := c.members(pgid)
+	req := &groupReq{From: s, Pgid: pgid, Sig: int(sig), ID: n.ID}
+	sum := c.ask(ctx, others, req)
+	if ctx.Err() != nil {
+		return // the next daemon asks again
+	}
+	if !all && sum.Bodies == 0 {
+		g, err := c.members(pgid)
+		if err != nil {
+			n.Errno(unix.EPERM)
+			return
+		}
+		// The kernel also knows of zombies, which are not listed.
+		if g.plain(sig) && (sum.Sent == 0 && (sum.Found == 0 || len(g) > 0) || g.may(&s, sig)) {
+			n.Continue()
+			return
+		}
+	}
+	res, err := c.signal(ctx, req, true, t.Tgid)
 	if err != nil {
+		c.log.Warn("signal a group", "pgid", req.Pgid, "err", err)
 		n.Errno(unix.EPERM)
 		return
 	}
-	req := &groupReq{From: s, Pgid: pgid, Sig: int(sig)}
-	if sig != unix.SIGCONT { // home's terminal comes first: by the deputy
-		for _, m := range g {
-			if m.role == body {
-				req.Skip = append(req.Skip, m.task.Pid)
-			}
-		}
-	}
-	sum := c.ask(ctx, others, req)
-	if ctx.Err() != nil {
-		return
-	}
-	// The kernel also knows of zombies, which are not listed.
-	if !all && g.plain(sig) && (sum.Sent == 0 && (sum.Found == 0 || len(g) > 0) || g.may(&s, sig)) {
-		n.Continue()
-		return
-	}
-	sum.add(c.signal(ctx, g, req, len(req.Skip) > 0, t.Tgid))
+	sum.add(*res)
 	if no := sum.errno(); no != 0 {
 		n.Errno(no)
 		return
@@ -190,88 +197,41 @@ func (c *Calls) ask(ctx context.Context, nodes []unum.NodeID, req *groupReq) (su
 	return sum
 }
 
-// onKillGroup signals the members that were born here.
+// onKillGroup signals the members on this node.
 func (c *Calls) onKillGroup(ctx context.Context, req *groupReq) (*groupRes, error) {
-	g, err := c.members(req.Pgid)
-	if err != nil {
+	return c.signal(ctx, req, false, 0)
+}
+
+// direct says whether bodies are given a signal where they run, together with
+// what they have forked there, and not by their deputies alone. What stops and
+// continues keeps the deputies' order, so that neither overtakes the other;
+// only to the caller's own node does a stop go at once.
+func direct(sig unix.Signal, own bool) bool {
+	switch sig {
+	case unix.SIGCONT:
+		return false
+	case unix.SIGSTOP, unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU:
+		return own
+	}
+	return true
+}
+
+// signal gives every member on this node its signal: those born here, in their
+// deputies too, and the bodies of others. If nobody of the group was born here
+// the bodies have neither parents nor children in it here, and wait for their
+// deputies; not so on the caller's own node. What is forked meanwhile is caught
+// by looking again, for signals that no process can handle; a handler may fork
+// what is not meant. The caller, a host PID, comes last.
+func (c *Calls) signal(ctx context.Context, req *groupReq, own bool, self int) (*groupRes, error) {
+	d := &delivery{c: c, req: req, sig: unix.Signal(req.Sig), own: own, self: self, seen: map[seenKey]bool{}}
+	if err := c.once(ctx, d); err != nil {
 		return nil, err
 	}
-	res := c.signal(ctx, g, req, false, 0)
-	return &res, nil
-}
-
-// signal gives every member its signal: those born here, and the bodies if
-// bodies is set. What is forked meanwhile is caught by looking again, for
-// signals that no process can handle; a handler may fork what is not meant.
-// The caller, a host PID, comes last.
-func (c *Calls) signal(ctx context.Context, g group, req *groupReq, bodies bool, self int) (res groupRes) {
-	sig := unix.Signal(req.Sig)
-	skip := map[unum.Pid]bool{}
-	if !bodies {
-		for _, p := range req.Skip {
-			skip[p] = true
+	for _, m := range d.stops {
+		err := c.cfg.Placed.SignalBody(ctx, m.task.Pid, d.sig, deputy.MarkGroup(queued(d.sig, &req.From), req.ID))
+		if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unum.ErrNoProcess) {
+			c.log.Warn("stop a member of a group", "pid", m.task.Pid, "pgid", m.task.Pgid, "err", err)
 		}
 	}
-	type key struct {
-		host  int
-		start uint64
-	}
-	seen := map[key]bool{}
-	var last *member
-	for {
-		news := false
-		for _, m := range g {
-			k := key{m.task.Tgid, m.task.Start}
-			if seen[k] || m.role == stub || m.role == body && !bodies {
-				continue
-			}
-			seen[k] = true
-			if req.Pgid == 0 && (m.task.Tgid == self || m.task.Pid == req.From.Pid) {
-				continue // kill(-1) spares its caller
-			}
-			res.Found++
-			if skip[m.task.Pid] {
-				res.Sent++
-				continue
-			}
-			if !req.From.mayKill(m.task, sig) {
-				continue
-			}
-			res.Sent++
-			if sig == 0 {
-				continue
-			}
-			if m.task.Tgid == self {
-				last = &m
-				continue
-			}
-			news = true
-			c.signalOne(ctx, &m, req)
-		}
-		if !news || sig != unix.SIGKILL && sig != unix.SIGSTOP {
-			break
-		}
-		var err error
-		if g, err = c.members(req.Pgid); err != nil {
-			break
-		}
-	}
-	if last != nil {
-		c.signalOne(ctx, last, req)
-	}
-	return res
-}
-
-func (c *Calls) signalOne(ctx context.Context, m *member, req *groupReq) {
-	sig := unix.Signal(req.Sig)
-	info := queued(sig, &req.From)
-	var err error
-	if m.role == away && sig == unix.SIGSTOP {
-		err = c.cfg.Placed.SignalBody(ctx, m.task.Pid, sig, info)
-	} else {
-		err = c.send(ctx, m.task, sig, info)
-	}
-	if err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unum.ErrNoProcess) {
-		c.log.Warn("signal a member of a group", "pid", m.task.Pid, "pgid", m.task.Pgid, "err", err)
-	}
+	return &d.res, nil
 }

@@ -56,8 +56,16 @@ func (c *Calls) getppid(n *seccomp.Notif) {
 		n.Continue()
 		return
 	}
+	me := unum.Pid(0)
+	for _, host := range bodies {
+		if host == 0 {
+			// One that has just begun may be known by its number only.
+			me, _ = c.cfg.World.ToWorld(tgid)
+			break
+		}
+	}
 	for pid, host := range bodies {
-		if host == tgid && !c.own(pid) {
+		if (host == tgid || host == 0 && pid == me) && !c.own(pid) {
 			c.go_(func(ctx context.Context) {
 				if res := c.askIDs(ctx, pid); res != nil && res.Found {
 					n.Return(int64(res.Ppid))

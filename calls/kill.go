@@ -218,11 +218,5 @@ func (c *Calls) send(ctx context.Context, t *sys.Task, sig unix.Signal, info *sy
 	} else if ret == 0 {
 		return nil
 	}
-	// The user's queue is full; a standard signal without details needs no room.
-	fd, err := sys.PidfdOpen(t.Tgid)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return sys.PidfdSendSignal(fd, sig, nil)
+	return bare(t, sig)
 }

@@ -102,6 +102,16 @@ func (p placements) Hosts() bool                            { return p.d.rexec.G
 func (p placements) PlacedGroup(pgid unum.Pid) bool         { return p.d.rexec.PlacedGroup(pgid) }
 func (p placements) Note(pid unum.Pid, text string)         { p.d.rexec.Note(pid, text) }
 
+func (p placements) ClaimGroup(id uint64, pid unum.Pid) bool {
+	return p.d.rexec.Guests.ClaimGroup(id, pid)
+}
+
+func (p placements) GroupDone(id uint64, bodies []unum.Pid, given bool) {
+	p.d.rexec.Guests.GroupDone(id, bodies, given)
+}
+
+func (p placements) GroupKnown(id uint64) bool { return p.d.rexec.Guests.GroupKnown(id) }
+
 func (p placements) SignalBody(ctx context.Context, pid unum.Pid, sig unix.Signal, info *sys.Siginfo) error {
 	return p.d.rexec.SignalBody(ctx, pid, sig, info)
 }

@@ -17,7 +17,8 @@ type ledger struct {
 	at   int
 }
 
-// An entry is the operation id of the body and the id of the signal.
+// An entry is the operation id of the body and the id of the signal, or the id
+// of a group's signal and groupNote.
 const (
 	ledgerSlots = 1024
 	ledgerSlot  = 16
@@ -58,6 +59,18 @@ func (l *ledger) of(op uint64) []uint64 {
 		s := l.slot((l.at + i) % ledgerSlots)
 		if binary.LittleEndian.Uint64(s) == op {
 			ids = append(ids, binary.LittleEndian.Uint64(s[8:]))
+		}
+	}
+	return ids
+}
+
+// groups lists the signals to groups that were delivered here, oldest first.
+func (l *ledger) groups() []uint64 {
+	var ids []uint64
+	for i := range ledgerSlots {
+		s := l.slot((l.at + i) % ledgerSlots)
+		if binary.LittleEndian.Uint64(s[8:]) == groupNote {
+			ids = append(ids, binary.LittleEndian.Uint64(s))
 		}
 	}
 	return ids

@@ -32,6 +32,7 @@ type Guests struct {
 	untold   map[uint64]*body // ended, and home does not know yet; by operation id
 	seq      uint64           // of the last event
 	ledger   *ledger
+	groups   *groups
 	wg       sync.WaitGroup
 
 	recBodies   records[bodyRecord]
@@ -84,8 +85,9 @@ type body struct {
 	sess   *session
 	stub   *deputy.Stub // its handle: end and pidfd
 	guests []carry.Guest
-	once   [8]uint64 // the last signals that were delivered, by their id
+	once   [16]uint64 // the last signals that were delivered, by their id
 	at     int
+	after  uint64 // the last signal to its group
 
 	ready <-chan struct{} // closed when its birth is decided; stub is nil if it failed
 	last  <-chan struct{} // closed when the event before has been told; guarded by Guests.mu
@@ -95,9 +97,9 @@ type body struct {
 	news uint64 // Seq of the last event; guarded by Guests.mu
 }
 
-func newGuests(cfg Config, mk *maker) *Guests {
+func newGuests(cfg Config, mk *maker, gs *groups) *Guests {
 	return &Guests{
-		cfg: cfg, mk: mk, log: cfg.Log,
+		cfg: cfg, mk: mk, log: cfg.Log, groups: gs,
 		sessions: map[unum.Pid]*session{},
 		bodies:   map[unum.Pid]*body{}, untold: map[uint64]*body{},
 	}
@@ -114,8 +116,13 @@ func (g *Guests) openRecords() (err error) {
 	if g.recEvents, err = openRecords[eventReq](filepath.Join(dir, "events")); err != nil {
 		return err
 	}
-	g.ledger, err = openLedger(filepath.Join(dir, "signals"))
-	return err
+	if g.ledger, err = openLedger(filepath.Join(dir, "signals")); err != nil {
+		return err
+	}
+	for _, id := range g.ledger.groups() {
+		g.groups.add(id)
+	}
+	return nil
 }
 
 func (b *body) key() string { return b.place.Pid.String() }
@@ -426,6 +433,7 @@ func (g *Guests) ended(pid unum.Pid, si *sys.Siginfo, u Usage) {
 	b.news = e.Seq
 	final := e.Kind == exited || e.Kind == killed
 	if final {
+		e.After = b.after
 		delete(g.bodies, pid)
 		g.untold[b.place.ID] = b
 	}
@@ -524,9 +532,13 @@ func (g *Guests) signal(req *signalReq) error {
 		g.mu.Unlock()
 		return unum.ErrNoProcess
 	}
-	if req.Once != 0 && b.delivered(req.Once) {
+	group := deputy.GroupOf(&req.Info)
+	if req.Once != 0 && b.delivered(req.Once) || group != 0 && b.delivered(group) {
 		g.mu.Unlock()
 		return nil
+	}
+	if group != 0 {
+		b.after = group
 	}
 	g.mu.Unlock()
 	<-b.ready
@@ -534,6 +546,10 @@ func (g *Guests) signal(req *signalReq) error {
 		return unum.ErrNoProcess
 	}
 	info := &req.Info
+	if group != 0 && !isStub(b.stub.HostPid) {
+		// The mark is for deputies: it has not been placed again.
+		info = sys.MakeSiginfo(req.Info.Signo(), -1 /* SI_QUEUE */, req.Info.Pid(), req.Info.Uid())
+	}
 	if info.Code() >= 0 {
 		// The kernel does not let one process pretend another's kill; a queued
 		// signal carries the true sender's numbers.
@@ -554,10 +570,12 @@ func (g *Guests) signal(req *signalReq) error {
 	} else if err != nil {
 		return err
 	}
-	if req.Once != 0 {
-		g.mu.Lock()
-		g.ledger.add(req.ID, req.Once)
-		g.mu.Unlock()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, id := range [2]uint64{req.Once, group} {
+		if id != 0 {
+			g.ledger.add(req.ID, id)
+		}
 	}
 	return nil
 }

@@ -28,6 +28,7 @@ type Homes struct {
 	cfg     Config
 	log     *slog.Logger
 	stub    *os.File
+	groups  *groups
 	tracer  *ptrace.Thread
 	nextID  atomic.Uint64
 	records records[placedRecord]
@@ -97,9 +98,9 @@ func (h *Homes) newPlaced(r *placedRecord, peer unum.Peer) *placed {
 	return p
 }
 
-func newHomes(cfg Config, stub *os.File) (*Homes, error) {
+func newHomes(cfg Config, stub *os.File, gs *groups) (*Homes, error) {
 	h := &Homes{
-		cfg: cfg, log: cfg.Log, stub: stub,
+		cfg: cfg, log: cfg.Log, stub: stub, groups: gs,
 		tracer: ptrace.NewThread(),
 		dumps:  filepath.Join(cfg.StateDir, "cores"),
 		placed: map[unum.Pid]*placed{}, redo: map[unum.Pid]*placed{},
@@ -423,6 +424,7 @@ func (h *Homes) event(ctx context.Context, from unum.NodeID, e *eventReq) error 
 	}
 	switch e.Kind {
 	case exited, killed:
+		h.groups.wait(ctx, e.After)
 		return h.end(ctx, p, e)
 	case stopped:
 		return h.stop(ctx, p, e)

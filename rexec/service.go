@@ -35,7 +35,8 @@ func New(cfg Config, stub *os.File) (*Service, error) {
 		return nil, err
 	}
 	mk.mount = cfg.Mount
-	h, err := newHomes(cfg, stub)
+	gs := newGroups()
+	h, err := newHomes(cfg, stub, gs)
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +49,7 @@ func New(cfg Config, stub *os.File) (*Service, error) {
 		}
 	}
 	h.cfg.Filters = mk.caps.Filters
-	s := &Service{Homes: h, Guests: newGuests(cfg, mk), cfg: cfg}
+	s := &Service{Homes: h, Guests: newGuests(cfg, mk, gs), cfg: cfg}
 	s.Runs = newRuns(cfg, mk)
 	return s, os.MkdirAll(h.dumps, 0o1777)
 }

@@ -103,6 +103,8 @@ type eventReq struct {
 	Status int // exit code or signal
 	Core   bool
 	Usage  Usage
+	// After is the signal to its group that the body had last, if it has ended.
+	After uint64
 	// Seq grows with each event of a body, so that a stop which is told twice
 	// is done once. Ends need none.
 	Seq uint64

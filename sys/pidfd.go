@@ -36,6 +36,10 @@ func (s *Siginfo) Pid() int32         { return s.word(16) }
 func (s *Siginfo) Uid() int32         { return s.word(20) }
 func (s *Siginfo) Status() int32      { return s.word(24) }
 
+// Value is si_value, of a queued signal.
+func (s *Siginfo) Value() uint64     { return *(*uint64)(unsafe.Pointer(&s[24])) }
+func (s *Siginfo) SetValue(v uint64) { *(*uint64)(unsafe.Pointer(&s[24])) = v }
+
 // MakeSiginfo builds one.
 func MakeSiginfo(sig unix.Signal, code, pid, uid int32) *Siginfo {
 	var s Siginfo
