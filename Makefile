@@ -18,6 +18,9 @@ endif
 endif
 endif
 export CGO_ENABLED := 0
+# The go command asks git about the checkout, and git would freshen its index:
+# under sudo that leaves a file of root's in the user's checkout.
+export GIT_OPTIONAL_LOCKS := 0
 
 # git refuses to tell the revision of a checkout that is somebody else's.
 VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
@@ -33,6 +36,7 @@ LONG ?= 60m
 # -s -w: no debugger's tables, a third less. -E: see first/entry_amd64.s; without
 # it unum works, but for signals that were ignored when `unum run` was called.
 build: need-go
+	@[ ! -e unum ] || [ -O unum ] || rm -f unum # of another user: not to be written over
 	@$(GO) build -trimpath $(VCS) -ldflags '-s -w -E first.entry' -o unum ./cmd/unum
 
 play: need-root build
