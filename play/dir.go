@@ -90,6 +90,17 @@ func running(dir string) bool {
 	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil
 }
 
+// foreign says whether a play of that name runs whose directory is not seen
+// here: in a container or a chroot with another /run. A play makes its directory
+// before its group and removes it afterwards, so nothing that a killed one left
+// looks like this.
+func foreign(base, name string) bool {
+	if _, err := os.Lstat(filepath.Join(base, name)); err == nil {
+		return false
+	}
+	return cgroup.Open(cgroupName(name)).Populated()
+}
+
 // reserve picks and claims a name, and clears what killed plays have left.
 // Preconditions: the lock of the base is held.
 func reserve(ctx context.Context, c *Config) (*os.File, error) {
@@ -103,12 +114,12 @@ func reserve(ctx context.Context, c *Config) (*os.File, error) {
 	}
 	if c.Name == "" {
 		c.Name = "play"
-		for i := 2; running(filepath.Join(c.base, c.Name)); i++ {
+		for i := 2; running(filepath.Join(c.base, c.Name)) || foreign(c.base, c.Name); i++ {
 			c.Name = "play" + strconv.Itoa(i)
 		}
 	}
 	dir := filepath.Join(c.base, c.Name)
-	if running(dir) {
+	if running(dir) || foreign(c.base, c.Name) {
 		return nil, fmt.Errorf("a play named %s is running: %w", c.Name, unum.ErrExists)
 	}
 	return claim(dir)
@@ -130,7 +141,7 @@ func names(base string) []string {
 	}
 	if base == Base { // the cgroups of tests are not for others to judge
 		for _, g := range cgroup.Below(cgroupPrefix) {
-			if n := strings.TrimPrefix(g, cgroupPrefix); !strings.HasPrefix(n, "test-") {
+			if n := strings.TrimPrefix(g, cgroupPrefix); !strings.HasPrefix(n, "test-") && !foreign(base, n) {
 				add(n)
 			}
 		}

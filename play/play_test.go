@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -381,6 +382,45 @@ func TestKilledPlay(t *testing.T) {
 	startPlay(t, d)
 	for _, l := range leftovers(c.base, c.Name) {
 		t.Error("not cleared:", l)
+	}
+}
+
+// The group of a play in a container, whose /run is another, is left alone as
+// long as something runs in it, and its name is taken.
+func TestForeignPlay(t *testing.T) {
+	c := testConfig(t)
+	name := "foreign-" + strconv.Itoa(os.Getpid())
+	unlock, err := lockBase(context.Background(), Base) // another play would clear the group
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := cgroup.Create(cgroupName(name), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { g.Remove(context.Background()) })
+	if !slices.Contains(names(Base), name) {
+		t.Error("an empty group is not seen as a leftover")
+	}
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { cmd.Process.Kill(); cmd.Wait() }()
+	err = g.Enrol(cmd.Process.Pid)
+	unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if slices.Contains(names(Base), name) {
+		t.Error("the group of a play elsewhere would be cleared")
+	}
+	c.Name = name
+	if p, err := Start(context.Background(), c); !errors.Is(err, unum.ErrExists) {
+		if err == nil {
+			p.Stop(context.Background())
+		}
+		t.Errorf("a second play of the name: %v", err)
 	}
 }
 

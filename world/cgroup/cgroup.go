@@ -200,6 +200,17 @@ func (g *Group) Procs() ([]int, error) {
 	return pids, nil
 }
 
+// Populated says whether the group, or one below it, has processes. On v2 it
+// sees those of all PID namespaces, on v1 those that the caller can name.
+func (g *Group) Populated() bool {
+	if g.l.registry == g.l.v2 {
+		b, _ := os.ReadFile(filepath.Join(g.Dir(), "cgroup.events"))
+		return strings.Contains(string(b), "populated 1")
+	}
+	pids, _ := g.Procs()
+	return len(pids) > 0
+}
+
 // Kill kills what is in the group and below, once: cgroup.kill (Linux 5.14)
 // catches also what is being forked; on v1 the members of the moment.
 func (g *Group) Kill() error {
