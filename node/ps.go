@@ -79,10 +79,7 @@ func (d *Daemon) ps() ([]ctl.Proc, error) {
 	if err != nil {
 		return nil, err
 	}
-	homes := map[unum.Pid]unum.NodeID{}
-	for _, b := range d.rexec.Guests.Bodies() {
-		homes[b.Pid] = b.Home
-	}
+	born := d.births()
 	var boot unix.Timespec
 	unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot)
 	var out []ctl.Proc
@@ -94,10 +91,7 @@ func (d *Daemon) ps() ([]ctl.Proc, error) {
 		if err != nil || t.Tgid != host {
 			continue // gone meanwhile
 		}
-		p := ctl.Proc{Pid: t.Pid, Uid: t.Uid[1], Node: d.cfg.Node, Home: d.cfg.Node, State: string(t.State)}
-		if h, ok := homes[t.Pid]; ok {
-			p.Home = h
-		}
+		p := ctl.Proc{Pid: t.Pid, Uid: t.Uid[1], Node: d.cfg.Node, Home: born(t.Pid), State: string(t.State)}
 		if t.Ppid > 0 {
 			p.Ppid, _ = sys.WorldPid(t.Ppid)
 		}
@@ -112,6 +106,22 @@ func (d *Daemon) ps() ([]ctl.Proc, error) {
 		out = append(out, p)
 	}
 	return out, nil
+}
+
+// births returns a function that says on which node a process was born: the one
+// whose range its number is of. A number that was born past a range's end, or
+// on a node that is no member any more, counts as this node's.
+func (d *Daemon) births() func(unum.Pid) unum.NodeID {
+	nodes := map[unum.NodeIndex]unum.NodeID{}
+	for _, n := range d.members.View().Nodes {
+		nodes[n.Index] = n.ID
+	}
+	return func(pid unum.Pid) unum.NodeID {
+		if i, ok := unum.IndexOf(pid); ok && nodes[i] != "" {
+			return nodes[i]
+		}
+		return d.cfg.Node
+	}
 }
 
 func rss(host int) uint64 {
@@ -134,42 +144,65 @@ func cmdline(host int, comm string) string {
 	return strings.ReplaceAll(strings.TrimRight(string(b), "\x00"), "\x00", " ")
 }
 
-// Why asks the node in whose range the process was born, and where it runs.
+// whyPart is what one node knows of a process.
+type whyPart struct {
+	Runs    bool        // it, and no stub of it, is here
+	Next    unum.NodeID // this node placed it there
+	Command string
+	Reasons []string
+}
+
+// Why asks all nodes: the reasons of a chain of placements lie along its way.
 func (b backend) Why(ctx context.Context, c ctl.Caller, pid unum.Pid) (*ctl.Why, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	nodes := b.d.members.View().Nodes
-	found := make([]*ctl.Why, len(nodes))
+	found := make([]*whyPart, len(nodes))
 	b.d.each(ctx, func(ctx context.Context, i int, p unum.Peer) {
 		raw, err := p.Call(ctx, "ctl.why", []byte(strconv.Itoa(int(pid))))
 		if err != nil {
 			return
 		}
-		w := &ctl.Why{}
+		w := &whyPart{}
 		if msgpack.Unmarshal(raw, w) == nil {
 			found[i] = w
 		}
 	})
-	var out *ctl.Why
-	for _, w := range found {
-		switch {
-		case w == nil:
-		case out == nil:
-			out = w
-		default:
-			out.Reasons = append(out.Reasons, w.Reasons...)
-			if w.Node != w.Home {
-				out.Node, out.Home = w.Node, w.Home
-			}
-			if out.Command == "" {
-				out.Command = w.Command
-			}
+	parts := map[unum.NodeID]*whyPart{}
+	for i, w := range found {
+		if w != nil {
+			parts[nodes[i].ID] = w
 		}
 	}
-	if out == nil {
+	if len(parts) == 0 {
 		return nil, &unum.Error{Op: "why", Pid: pid, Err: unum.ErrNoProcess}
 	}
-	return out, nil
+	return chain(pid, b.d.births()(pid), parts), nil
+}
+
+// chain follows a process from where it was born to where it runs.
+func chain(pid unum.Pid, home unum.NodeID, parts map[unum.NodeID]*whyPart) *ctl.Why {
+	out := &ctl.Why{Pid: pid, Home: home, Node: home}
+	for at := home; parts[at] != nil; {
+		w := parts[at]
+		out.Node = at
+		out.Reasons = append(out.Reasons, w.Reasons...)
+		delete(parts, at)
+		if w.Runs {
+			out.Command = w.Command
+		}
+		if at = w.Next; w.Runs || at == "" {
+			break
+		}
+		out.Node = at // it may not have answered
+	}
+	for id, w := range parts { // its home is gone, or the placement is under way
+		if w.Runs {
+			out.Node, out.Command = id, w.Command
+			out.Reasons = append(out.Reasons, w.Reasons...)
+		}
+	}
+	return out
 }
 
 func (d *Daemon) handleWhy(_ context.Context, _ unum.NodeID, req []byte) ([]byte, error) {
@@ -178,30 +211,30 @@ func (d *Daemon) handleWhy(_ context.Context, _ unum.NodeID, req []byte) ([]byte
 		return nil, err
 	}
 	pid := unum.Pid(n)
-	w := ctl.Why{Pid: pid, Node: d.cfg.Node, Home: d.cfg.Node}
+	w := whyPart{}
 	host, err := d.world.ToHost(pid)
 	if err != nil {
 		host = 0
 	}
-	if why := d.rexec.Why(pid, host); why != "" {
-		w.Reasons = append(w.Reasons, why)
-	}
-	if at, ok := d.rexec.Where(pid); ok {
-		w.Node = at
-	}
-	home, body := d.rexec.Guests.Home(pid)
-	if body {
-		w.Home = home
-	}
-	if err == nil {
-		if t, err := sys.ReadTask(host); err == nil {
-			w.Command = cmdline(host, t.Comm)
+	w.Runs = err == nil && d.stubs.Find(host) == nil
+	w.Next, _ = d.rexec.Where(pid)
+	if w.Runs {
+		t, err := sys.ReadTask(host)
+		if err != nil {
+			return nil, unum.ErrNoProcess
 		}
-		if len(w.Reasons) == 0 && !body && w.Node == d.cfg.Node {
+		w.Command = cmdline(host, t.Comm)
+	}
+	if w.Runs || w.Next != "" {
+		if why := d.rexec.Why(pid, host); why != "" {
+			w.Reasons = append(w.Reasons, why)
+		} else if w.Runs && d.births()(pid) == d.cfg.Node {
 			w.Reasons = append(w.Reasons, fmt.Sprintf("runs on %s: it was born here, and nothing asked for another place", d.cfg.Node))
 		}
+	} else if why := d.rexec.Why(pid, 0); why != "" { // it has ended
+		w.Reasons = append(w.Reasons, why)
 	}
-	if len(w.Reasons) == 0 && (err != nil || !body) {
+	if !w.Runs && w.Next == "" && len(w.Reasons) == 0 {
 		return nil, unum.ErrNoProcess
 	}
 	return msgpack.Marshal(&w)

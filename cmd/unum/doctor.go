@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"unum/doctor"
+	"unum/world"
 )
 
 type doctorRow struct {
@@ -29,6 +30,9 @@ node needs. Run it as root: others may not look at everything.`,
   sudo unum doctor --json | jq '.[] | select(.status != "ok")'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if node, in := world.Inside(); in {
+				return fmt.Errorf("doctor: this is inside the world of node %s, from where a machine cannot be seen; type it outside", node)
+			}
 			var all []doctorRow
 			var rows [][]string
 			lacking := 0
