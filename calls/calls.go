@@ -3,6 +3,7 @@ package calls
 import (
 	"context"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -44,6 +45,13 @@ type Placements interface {
 	GroupKnown(id uint64) bool
 	// InDeputy makes a deputy run a program.
 	InDeputy(ctx context.Context, pid unum.Pid, p *deputy.Program) (*deputy.Result, error)
+	// AskDeputy makes a deputy run a program and reads what it left at an address.
+	AskDeputy(ctx context.Context, pid unum.Pid, p *deputy.Program, at uint64, out []byte) (*deputy.Result, error)
+	// Origin says of a pipe of this node, by its inode, which placement has it
+	// carried here, and under which numbers its deputy holds the original.
+	Origin(ino uint64) (o Origin, ok bool)
+	// DeputyFile duplicates a descriptor of a deputy of this node.
+	DeputyFile(pid unum.Pid, op uint64, num int) (*os.File, error)
 	// PlacedGroup says whether a member of a process group is placed elsewhere.
 	PlacedGroup(pgid unum.Pid) bool
 	// EnsureGroup makes a group of a session of another node joinable here.
@@ -55,6 +63,14 @@ type Placements interface {
 	Note(pid unum.Pid, text string)
 	// Forbid keeps the command that a deputy stands for at home from now on.
 	Forbid(pid unum.Pid, reason string)
+}
+
+// Origin is where a carried pipe comes from.
+type Origin struct {
+	Home unum.NodeID
+	Pid  unum.Pid // of the deputy
+	Op   uint64   // the placement
+	Nums []int    // in the deputy
 }
 
 // Config is what the node gives.
@@ -125,6 +141,7 @@ func (c *Calls) Register(on func(method string, h unum.Handler)) {
 	on("calls.killpg", handle(c.onKillGroup))
 	on("calls.ids", handle(c.onIDs))
 	on("calls.mirror", handle(c.onMirror))
+	on("calls.nonblock", handle(c.onNonblock))
 	on("calls.proc", handle(c.onProc))
 	on("calls.listens", handle(c.onListens))
 	on("calls.refused", handle(c.onRefused))
@@ -153,7 +170,15 @@ func (c *Calls) Handle(n *seccomp.Notif) {
 	case unix.SYS_SETPGID, unix.SYS_SETSID:
 		c.setids(n)
 	case unix.SYS_IOCTL:
+		if uint32(n.Args[1]) == seccomp.FIONBIO {
+			c.nonblock(n)
+			return
+		}
 		c.terminal(n)
+	case unix.SYS_FCNTL:
+		c.nonblock(n)
+	case unix.SYS_PRCTL:
+		c.deathSignal(n)
 	case unix.SYS_CONNECT, unix.SYS_BIND, unix.SYS_LISTEN:
 		c.socket(n)
 	case unix.SYS_SHMGET, unix.SYS_SEMGET, unix.SYS_MSGGET, unix.SYS_MQ_OPEN:

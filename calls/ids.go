@@ -123,7 +123,10 @@ type mirrorReq struct {
 	Arg unum.Pid
 }
 
-type mirrorRes struct{ Errno int }
+type mirrorRes struct {
+	Errno int
+	Value int // of mirrorGetDeath
+}
 
 type mirrorOp int
 
@@ -132,6 +135,8 @@ const (
 	mirrorSetsid                         //
 	mirrorForeground                     // Arg: the group
 	mirrorNoTTY                          //
+	mirrorSetDeath                       // Arg: the signal
+	mirrorGetDeath                       //
 )
 
 // setids answers setpgid and setsid. A body's deputy goes first, and if it
@@ -194,26 +199,34 @@ func (c *Calls) joinable(ctx context.Context, t *sys.Task, pgid unum.Pid) {
 
 // mirror asks the node that placed a body here.
 func (c *Calls) mirror(ctx context.Context, req *mirrorReq) (unix.Errno, error) {
-	id, ok := c.cfg.Placed.Home(req.Pid)
-	if !ok {
-		return 0, nil
-	}
-	peer, err := c.cfg.Peer(id)
-	if err != nil {
-		return 0, err
-	}
-	res, err := call[mirrorRes](ctx, peer, "calls.mirror", req)
-	if err != nil {
+	res, err := c.mirrored(ctx, req)
+	if err != nil || res == nil {
 		return 0, err
 	}
 	return unix.Errno(res.Errno), nil
 }
 
+// mirrored is mirror with all of the answer; nil if nobody placed it here.
+func (c *Calls) mirrored(ctx context.Context, req *mirrorReq) (*mirrorRes, error) {
+	id, ok := c.cfg.Placed.Home(req.Pid)
+	if !ok {
+		return nil, nil
+	}
+	peer, err := c.cfg.Peer(id)
+	if err != nil {
+		return nil, err
+	}
+	return call[mirrorRes](ctx, peer, "calls.mirror", req)
+}
+
 // onMirror makes the deputy follow its body; first of all the deputy at whose
 // node the process was born.
 func (c *Calls) onMirror(ctx context.Context, q *mirrorReq) (*mirrorRes, error) {
+	if q.Op == mirrorSetDeath || q.Op == mirrorGetDeath {
+		return c.onDeath(ctx, q)
+	}
 	if no, err := c.mirror(ctx, q); err != nil || no != 0 {
-		return &mirrorRes{int(no)}, err
+		return &mirrorRes{Errno: int(no)}, err
 	}
 	p := &deputy.Program{}
 	at, check := 0, true
@@ -234,7 +247,7 @@ func (c *Calls) onMirror(ctx context.Context, q *mirrorReq) (*mirrorRes, error) 
 		p.MustRef(tty, unix.SYS_CLOSE)
 		check = false
 	default:
-		return &mirrorRes{int(unix.EINVAL)}, nil
+		return &mirrorRes{Errno: int(unix.EINVAL)}, nil
 	}
 	if q.Op == mirrorSetpgid && !c.own(q.Pid) {
 		c.joinableBy(ctx, q.Pid, q.Arg)
@@ -244,7 +257,7 @@ func (c *Calls) onMirror(ctx context.Context, q *mirrorReq) (*mirrorRes, error) 
 		return nil, err
 	}
 	if check && at < len(res.Rets) && res.Rets[at] < 0 {
-		return &mirrorRes{int(-res.Rets[at])}, nil
+		return &mirrorRes{Errno: int(-res.Rets[at])}, nil
 	}
 	if q.Op == mirrorForeground {
 		c.cfg.Placed.SyncTerminal(ctx, q.Arg)

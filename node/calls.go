@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -118,6 +119,19 @@ func (p placements) SignalBody(ctx context.Context, pid unum.Pid, sig unix.Signa
 
 func (p placements) InDeputy(ctx context.Context, pid unum.Pid, prog *deputy.Program) (*deputy.Result, error) {
 	return p.d.rexec.InDeputy(ctx, pid, prog)
+}
+
+func (p placements) AskDeputy(ctx context.Context, pid unum.Pid, prog *deputy.Program, at uint64, out []byte) (*deputy.Result, error) {
+	return p.d.rexec.AskDeputy(ctx, pid, prog, at, out)
+}
+
+func (p placements) Origin(ino uint64) (calls.Origin, bool) {
+	pl, nums, ok := p.d.carrier.pipes.Origin(ino)
+	return calls.Origin{Home: pl.Home, Pid: pl.Pid, Op: pl.ID, Nums: nums}, ok
+}
+
+func (p placements) DeputyFile(pid unum.Pid, op uint64, num int) (*os.File, error) {
+	return p.d.rexec.DeputyFile(pid, op, num)
 }
 
 func (p placements) EnsureGroup(ctx context.Context, sid, pgid unum.Pid) error {

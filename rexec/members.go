@@ -2,6 +2,7 @@ package rexec
 
 import (
 	"context"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -79,6 +80,54 @@ func (h *Homes) InDeputy(ctx context.Context, pid unum.Pid, prog *deputy.Program
 		return nil, err
 	}
 	return p.stub.Run(ctx, prog)
+}
+
+// AskDeputy is InDeputy for a program that leaves its answer in memory.
+func (h *Homes) AskDeputy(ctx context.Context, pid unum.Pid, prog *deputy.Program, at uint64, out []byte) (*deputy.Result, error) {
+	p, err := h.deputyOf(ctx, pid)
+	if err != nil {
+		return nil, err
+	}
+	type answer struct {
+		r   *deputy.Result
+		b   []byte
+		err error
+	}
+	ch := make(chan answer, 1)
+	err = p.stub.Start(nil, prog, func(r *deputy.Result, err error) {
+		b := make([]byte, len(out))
+		if err == nil {
+			err = p.stub.Mem(at, b)
+		}
+		ch <- answer{r, b, err}
+	})
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case a := <-ch:
+		copy(out, a.b)
+		return a.r, a.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// DeputyFile duplicates a descriptor that the deputy of a placement holds.
+func (h *Homes) DeputyFile(pid unum.Pid, op uint64, num int) (*os.File, error) {
+	h.mu.Lock()
+	p := h.placed[pid]
+	h.mu.Unlock()
+	if p == nil || p.place.ID != op {
+		return nil, unum.ErrNoProcess
+	}
+	// A caller that is not yet its deputy holds it under the same number.
+	fd, err := sys.PidfdOpen(p.Host)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	return sys.PidfdGetfd(fd, num)
 }
 
 // inGroup lists the processes of a group that are placed elsewhere: those

@@ -12,6 +12,9 @@ import (
 // into a notification.
 const PRIV = 0x756e75
 
+// FIONBIO is the ioctl that sets O_NONBLOCK, on x86 and ARM.
+const FIONBIO = 0x5421
+
 // ABI says by which convention a trapped call was made.
 const (
 	ArchX86_64 = unix.AUDIT_ARCH_X86_64
@@ -67,11 +70,15 @@ func Filter(pr Params) ([]unix.SockFilter, error) {
 	// A body's own number is foreign where it runs, so "myself" is decided by
 	// the supervisor.
 	b.nr(unix.SYS_SETPGID, func() { b.foreign(0, false) })
-	b.nr(unix.SYS_IOCTL, b.terminal)
+	b.nr(unix.SYS_IOCTL, func() { b.oneOf(1, unix.TIOCSPGRP, unix.TIOCSCTTY, unix.TIOCNOTTY, FIONBIO) })
 	b.nr(unix.SYS_WAIT4, func() { b.unlessNull(3) })
 	b.nr(unix.SYS_WAITID, func() { b.unlessNull(4) })
 	b.nr(unix.SYS_GETRUSAGE, func() { b.onlyIf(0, ^uint32(0)) })
 	b.nr(unix.SYS_TIMES, func() { b.unlessNull(0) })
+	// What a body's deputy must know of, and what belongs to a description that
+	// others share.
+	b.nr(unix.SYS_PRCTL, func() { b.oneOf(0, unix.PR_SET_PDEATHSIG, unix.PR_GET_PDEATHSIG) })
+	b.nr(unix.SYS_FCNTL, func() { b.oneOf(1, unix.F_SETFL) })
 	for _, nr := range always {
 		b.nr(nr, b.unlessCookie)
 	}
@@ -200,11 +207,12 @@ func (b *blocks) foreign(arg uint32, allowZero bool) {
 	b.notifyOrAllow(n, a)
 }
 
-func (b *blocks) terminal() {
+// oneOf: the argument, as an int, has one of the values.
+func (b *blocks) oneOf(arg uint32, values ...uint32) {
 	n, a := b.fresh("notify"), b.fresh("allow")
-	b.p.ld(argLo(1))
-	for _, r := range []uint32{unix.TIOCSPGRP, unix.TIOCSCTTY, unix.TIOCNOTTY} {
-		b.p.jeq(r, n, "")
+	b.p.ld(argLo(arg))
+	for _, v := range values {
+		b.p.jeq(v, n, "")
 	}
 	b.p.ret(retAllow)
 	b.notifyOrAllow(n, a)

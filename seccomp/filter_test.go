@@ -114,6 +114,12 @@ func TestFilter(t *testing.T) {
 		{"setpgid own", retAllow, unix.SYS_SETPGID, []uint64{own, 0}},
 
 		{"tcsetpgrp", retNotify, unix.SYS_IOCTL, []uint64{0, unix.TIOCSPGRP, ptr}},
+		{"set non-blocking", retNotify, unix.SYS_FCNTL, []uint64{5, unix.F_SETFL, unix.O_NONBLOCK}},
+		{"get flags", retAllow, unix.SYS_FCNTL, []uint64{5, unix.F_GETFL}},
+		{"FIONBIO", retNotify, unix.SYS_IOCTL, []uint64{5, FIONBIO, ptr}},
+		{"set the parent-death signal", retNotify, unix.SYS_PRCTL, []uint64{unix.PR_SET_PDEATHSIG, 15}},
+		{"get the parent-death signal", retNotify, unix.SYS_PRCTL, []uint64{unix.PR_GET_PDEATHSIG, ptr}},
+		{"prctl", retAllow, unix.SYS_PRCTL, []uint64{unix.PR_SET_NAME, ptr}},
 		{"tcgetattr", retAllow, unix.SYS_IOCTL, []uint64{0, unix.TCGETS, ptr}},
 		{"wait4 without usage", retAllow, unix.SYS_WAIT4, []uint64{own, ptr, 0, 0}},
 		{"wait4 with usage", retNotify, unix.SYS_WAIT4, []uint64{own, ptr, 0, ptr}},
