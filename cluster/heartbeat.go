@@ -12,6 +12,7 @@ import (
 
 	"unum"
 	"unum/cluster/detect"
+	"unum/sys"
 )
 
 // beatMethod is the one-way message that heartbeats are.
@@ -22,6 +23,8 @@ const beatMethod = "cluster.beat"
 type Link interface {
 	Tell(id unum.NodeID, method string, msg []byte) bool
 	HandleTell(method string, f func(from unum.NodeID, msg []byte))
+	// Hear hands over what has arrived; messages may also come without it.
+	Hear()
 	OnLink(f func(id unum.NodeID, inc unum.Incarnation, connected, answered bool))
 	Probe(ctx context.Context, id unum.NodeID) bool
 	Lost(id unum.NodeID, epoch unum.Epoch)
@@ -34,17 +37,18 @@ type HeartbeatConfig struct {
 	Node  unum.NodeID
 	Store Store
 	Link  Link
-	// Load measures this node, once a period. It must be quick. nil: no load.
+	// Load measures this node, once a period, in one goroutine. It must be quick.
+	// nil: no load.
 	Load func() unum.Load
-	// Changed is called, by one goroutine, after a node's row or its suspicion
+	// Changed is called, once at a time, after a node's row or its suspicion
 	// changed, with what Nodes returns. Not after mere changes of load. nil is
 	// allowed.
 	Changed func([]unum.NodeInfo)
 	// Isolated is called with true when no other node is heard and no host of
 	// theirs answers, with false when that has passed or nobody else is left.
 	// The others then see this node as silent too and will soon agree that it
-	// is lost: what must not run twice is to be halted. Called by one
-	// goroutine; it must be quick. nil is allowed.
+	// is lost: what must not run twice is to be halted. Called once at
+	// a time; it must be quick. nil is allowed.
 	Isolated func(bool)
 	Detect   detect.Config
 	Log      *slog.Logger // nil discards
@@ -60,12 +64,19 @@ type Heartbeats struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	dirty  chan struct{} // capacity 1: Changed is due
-	alone  bool          // what Isolated was told; loop only
+
+	// turn is held by who takes a tick, a membership or a change: one after the
+	// other. Lock order: turn, mu.
+	turn   sync.Mutex
+	alone  bool          // what Isolated was told
+	ticked time.Duration // the last tick
 
 	// mu guards the rest. It is never held while calling Store or Link.
 	mu    sync.Mutex
 	det   *detect.Detector
 	lease Lease
+	own   unum.Load     // measured last
+	at    time.Duration // when what Hear brings arrived; 0: now
 	rows  map[unum.NodeID]unum.NodeInfo
 	loads map[unum.NodeID]unum.Load
 	busy  map[work]bool
@@ -112,11 +123,30 @@ func (h *Heartbeats) Start(ctx context.Context, l Lease) error {
 		cancel()
 		return err
 	}
+	t, err := sys.NewTicker(h.cfg.Detect.Period)
+	if err != nil {
+		cancel()
+		return err
+	}
 	h.cancel = cancel
 	h.SetLease(l)
+	h.measure()
 	h.cfg.Link.HandleTell(beatMethod, h.heard)
 	h.cfg.Link.OnLink(h.linkChanged)
 	h.wg.Go(func() { h.loop(run, rows) })
+	h.wg.Go(func() {
+		every := h.cfg.Detect.Period
+		for t.Wait() == nil {
+			if next := h.tick(run); next != every {
+				every = next
+				t.Reset(every)
+			}
+		}
+	})
+	h.wg.Go(func() {
+		<-run.Done()
+		t.Close()
+	})
 	return nil
 }
 
@@ -137,19 +167,15 @@ func (h *Heartbeats) Close() error {
 }
 
 // Nodes returns the membership by index, as this node sees it: with the loads
-// that were heard last, its own measured now, and suspect who is silent.
+// that were heard last, its own measured last, and suspect who is silent.
 func (h *Heartbeats) Nodes() []unum.NodeInfo {
-	var own unum.Load
-	if h.cfg.Load != nil {
-		own = h.cfg.Load()
-	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	out := make([]unum.NodeInfo, 0, len(h.rows))
 	for _, n := range h.rows {
 		n.Load = h.loads[n.ID]
 		if n.ID == h.cfg.Node {
-			n.Load = own
+			n.Load = h.own
 		} else if living(n) && h.det.Suspected(n.ID) {
 			n.State = unum.Suspect
 		}
@@ -164,8 +190,6 @@ func living(n unum.NodeInfo) bool { return n.State != unum.Down && n.State != un
 func (h *Heartbeats) now() time.Duration { return time.Since(h.began) }
 
 func (h *Heartbeats) loop(ctx context.Context, rows <-chan []unum.NodeInfo) {
-	tick := time.NewTicker(h.cfg.Detect.Period)
-	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -175,12 +199,14 @@ func (h *Heartbeats) loop(ctx context.Context, rows <-chan []unum.NodeInfo) {
 				rows = nil // the store was closed: go on with what is known
 				continue
 			}
+			h.turn.Lock()
 			h.members(list)
 			h.changed()
+			h.turn.Unlock()
 		case <-h.dirty:
+			h.turn.Lock()
 			h.changed()
-		case <-tick.C:
-			h.tick(ctx)
+			h.turn.Unlock()
 		}
 	}
 }
@@ -239,13 +265,15 @@ func (h *Heartbeats) tellLink(was, n unum.NodeInfo) {
 	}
 }
 
-func (h *Heartbeats) tick(ctx context.Context) {
-	b := beat{}
-	if h.cfg.Load != nil {
-		b.Load = h.cfg.Load()
-	}
+// tick does what is due and returns the time to the next tick.
+func (h *Heartbeats) tick(ctx context.Context) time.Duration {
+	h.turn.Lock()
+	defer h.turn.Unlock()
+	h.hear()
+	b := beat{Load: h.measure()}
 	h.mu.Lock()
 	events := h.det.Tick(h.now())
+	next := h.det.Next()
 	var to []unum.NodeID
 	if h.lease != nil {
 		select {
@@ -279,9 +307,34 @@ func (h *Heartbeats) tick(ctx context.Context) {
 	for _, e := range events {
 		h.handle(ctx, e)
 	}
+	return next
 }
 
-// heard takes a heartbeat, in the reader of a connection.
+// hear takes what has arrived since the last tick. When in between is not
+// known: the middle is at most half a period off.
+func (h *Heartbeats) hear() {
+	now := h.now()
+	h.mu.Lock()
+	h.at = now - min(now-h.ticked, h.det.Next())/2
+	h.mu.Unlock()
+	h.ticked = now
+	h.cfg.Link.Hear()
+	h.mu.Lock()
+	h.at = 0
+	h.mu.Unlock()
+}
+
+func (h *Heartbeats) measure() (own unum.Load) {
+	if h.cfg.Load != nil {
+		own = h.cfg.Load()
+	}
+	h.mu.Lock()
+	h.own = own
+	h.mu.Unlock()
+	return own
+}
+
+// heard takes a heartbeat, in the reader of a connection or in hear.
 func (h *Heartbeats) heard(from unum.NodeID, msg []byte) {
 	var b beat
 	if err := msgpack.Unmarshal(msg, &b); err != nil {
@@ -289,7 +342,11 @@ func (h *Heartbeats) heard(from unum.NodeID, msg []byte) {
 		return
 	}
 	h.mu.Lock()
-	events := h.det.Heard(h.now(), from, b.Epoch, b.Suspects)
+	at := h.at
+	if at == 0 {
+		at = h.now()
+	}
+	events := h.det.Heard(at, from, b.Epoch, b.Suspects)
 	if n, ok := h.rows[from]; ok && n.Epoch == b.Epoch && living(n) {
 		h.loads[from] = b.Load
 	}

@@ -59,6 +59,8 @@ func (l *link) Tell(id unum.NodeID, _ string, msg []byte) bool {
 	return true
 }
 
+func (l *link) Hear() {}
+
 func (l *link) HandleTell(_ string, f func(unum.NodeID, []byte)) {
 	l.net.mu.Lock()
 	defer l.net.mu.Unlock()

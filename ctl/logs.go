@@ -29,6 +29,7 @@ type LogStore struct {
 	mu   sync.Mutex
 	next int // numbers files that have no pid yet
 
+	news   chan struct{} // capacity 1: there is a log more
 	cancel context.CancelFunc
 	done   chan struct{}
 }
@@ -41,7 +42,8 @@ const LogLimit = 1 << 20
 // How often the store looks at the files, and how many it keeps of processes
 // that have ended.
 const (
-	logPeriod = 100 * time.Millisecond
+	logPeriod = 100 * time.Millisecond // while anything is written
+	logPause  = 2 * time.Second        // at most, while nothing is
 	logKeep   = 256
 )
 
@@ -64,7 +66,7 @@ func OpenLogs(dir string) (*LogStore, error) {
 		os.Remove(f)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &LogStore{dir: dir, cancel: cancel, done: make(chan struct{})}
+	s := &LogStore{dir: dir, news: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{})}
 	go s.trimLoop(ctx)
 	return s, nil
 }
@@ -106,7 +108,12 @@ func (s *LogStore) create(uid uint32) (*pendingLog, error) {
 func (p *pendingLog) keep(pid unum.Pid) error {
 	os.Remove(p.s.path(pid) + ".end")
 	p.kept = true
-	return os.Rename(p.name, p.s.path(pid))
+	err := os.Rename(p.name, p.s.path(pid))
+	select {
+	case p.s.news <- struct{}{}:
+	default:
+	}
+	return err
 }
 
 func (p *pendingLog) abandon() {
@@ -180,32 +187,47 @@ func (s *LogStore) Read(c Caller, pid unum.Pid, offset int64) (*LogChunk, error)
 
 func (s *LogStore) trimLoop(ctx context.Context) {
 	defer close(s.done)
-	t := time.NewTicker(logPeriod)
+	t := time.NewTimer(0)
 	defer t.Stop()
-	for {
+	var sum int64
+	for pause := logPeriod; ; {
 		select {
 		case <-ctx.Done():
 			return
+		case <-s.news:
+			pause = logPeriod
+			t.Reset(pause)
+			continue
 		case <-t.C:
 		}
 		logs, _ := filepath.Glob(filepath.Join(s.dir, "*.log"))
+		was := sum
+		sum = 0
 		for _, name := range logs {
-			trim(name)
+			sum += trim(name)
+		}
+		if pause = min(2*pause, logPause); sum != was {
+			pause = logPeriod
+		}
+		if len(logs) > 0 { // else until there is one
+			t.Reset(pause)
 		}
 	}
 }
 
 // trim gives the front of an over-long log back to the file system. The size
-// stays, so the appending process and its readers keep their offsets.
-func trim(name string) {
+// stays, so the appending process and its readers keep their offsets. It is
+// returned.
+func trim(name string) int64 {
 	var st unix.Stat_t
 	if unix.Stat(name, &st) != nil || st.Blocks*512 <= 2*LogLimit {
-		return
+		return st.Size
 	}
 	fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return
+		return st.Size
 	}
 	defer unix.Close(fd)
 	unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, st.Size-LogLimit)
+	return st.Size
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // Init turns a stub that is pid 1 of a world into its cursor: from now on it
-// speaks only when rung, and every 50 ms looks where births in the PID
+// speaks only when rung, and every 200 ms looks where births in the PID
 // namespace stand. Past the middle of the range it sets them back to its
 // start, so that the range holds also while no daemon is there. lastPid is
 // the number of its descriptor of ns_last_pid.

@@ -29,7 +29,7 @@ TEXT ·stub(SB), NOSPLIT|NOFRAME, $0-0
 	MOVQ $-1, AX
 	MOVQ AX, full(R15)
 	MOVQ $0, tick(R15)
-	MOVQ $50000000, tick+8(R15)
+	MOVQ $200000000, tick+8(R15)
 
 	// rt_sigprocmask(SIG_SETMASK, full, NULL, 8)
 	MOVL $14, AX

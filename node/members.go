@@ -97,7 +97,7 @@ func (m *members) Up(ctx context.Context) error {
 		return err
 	}
 	m.beats = cluster.NewHeartbeats(cluster.HeartbeatConfig{
-		Node: m.d.cfg.Node, Store: m.store, Link: m.d.wire, Load: m.load.get, Changed: m.changed, Isolated: m.isolated,
+		Node: m.d.cfg.Node, Store: m.store, Link: m.d.wire, Load: m.load.measure, Changed: m.changed, Isolated: m.isolated,
 		Log: m.d.log,
 	})
 	m.isolated(false) // what the daemon before this one has halted

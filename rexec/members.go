@@ -192,6 +192,13 @@ func (g *Guests) Hosts() bool {
 	return len(g.sessions) > 0
 }
 
+// Count is how many bodies there are.
+func (g *Guests) Count() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.bodies)
+}
+
 // HostPids lists the bodies by their PID; 0 stands for a number that is not
 // known yet.
 func (g *Guests) HostPids() map[unum.Pid]int {

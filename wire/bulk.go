@@ -100,7 +100,7 @@ func (r *remote) dialBulk(ctx context.Context, s *bulkSlot, gone context.Context
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	defer context.AfterFunc(gone, stop)()
-	c, _, err := r.ep.connect(ctx, r.id, true)
+	c, _, err := r.ep.connect(ctx, r.id, kindBulk)
 	if err != nil {
 		return nil, err
 	}

@@ -120,6 +120,9 @@ func (r *remote) tell(method string, msg []byte) bool {
 	if 1+len(method)+len(msg) > maxFrame || len(method) > 255 {
 		return false
 	}
+	if r.tellQuietly(method, msg) {
+		return true
+	}
 	r.mu.Lock()
 	ctl := r.ctl
 	if ctl == nil && !r.want && r.usable() == nil {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"unum"
 )
@@ -45,6 +46,7 @@ type Endpoint struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	pool   workers
+	hears  atomic.Bool     // Hear was called
 	ready  context.Context // ends with Ready
 	isNow  context.CancelFunc
 
@@ -131,7 +133,7 @@ func (e *Endpoint) Handle(method string, h unum.Handler) {
 func (e *Endpoint) Ready() { e.isNow() }
 
 // HandleTell registers what takes the one-way messages of a method. f runs in
-// the connection's reader: it must be quick and wait for nothing; msg is its
+// the connection's reader or in Hear: it must be quick and wait for nothing; msg is its
 // own.
 func (e *Endpoint) HandleTell(method string, f func(from unum.NodeID, msg []byte)) {
 	e.mu.Lock()
@@ -267,6 +269,8 @@ func (e *Endpoint) remote(id unum.NodeID) *remote {
 
 // Tell sends a one-way message to a peer if it is connected; otherwise, or
 // when the connection is stuck, the message is dropped, and false returned.
+// One that was sent may be lost with its connection, and two may overtake each
+// other when another connection than before is used.
 // Either way the endpoint goes on trying to connect. It never waits.
 func (e *Endpoint) Tell(id unum.NodeID, method string, msg []byte) bool {
 	if id == e.cfg.Node {

@@ -21,16 +21,25 @@ type hello struct {
 	Incarnation unum.Incarnation `msgpack:"i"`
 	Epoch       unum.Epoch       `msgpack:"e"`
 	Version     string           `msgpack:"v"`
-	Bulk        bool             `msgpack:"b,omitempty"`
+	Kind        connKind         `msgpack:"k,omitempty"`
 	Refused     []byte           `msgpack:"r,omitempty"` // encodeError
 }
 
-func (e *Endpoint) hello(bulk bool) hello {
-	return hello{Node: e.cfg.Node, Incarnation: e.cfg.Incarnation, Epoch: e.cfg.Epoch(), Version: e.cfg.Version, Bulk: bulk}
+// connKind is what a connection carries; the one who dials says it.
+type connKind uint8
+
+const (
+	kindControl connKind = iota // calls
+	kindBulk                    // channels
+	kindQuiet                   // one-way messages that nobody waits for
+)
+
+func (e *Endpoint) hello(k connKind) hello {
+	return hello{Node: e.cfg.Node, Incarnation: e.cfg.Incarnation, Epoch: e.cfg.Epoch(), Version: e.cfg.Version, Kind: k}
 }
 
 func (e *Endpoint) refusal(err error) hello {
-	h := e.hello(false)
+	h := e.hello(kindControl)
 	h.Refused = encodeError(err)
 	return h
 }
@@ -72,7 +81,7 @@ func (e *Endpoint) judge(from unum.NodeID, h hello) error {
 
 // connect dials a peer of the endpoint's own protocol and exchanges hellos.
 // A refusal (see refused) will not go away by trying again soon.
-func (e *Endpoint) connect(ctx context.Context, id unum.NodeID, bulk bool) (*conn, hello, error) {
+func (e *Endpoint) connect(ctx context.Context, id unum.NodeID, k connKind) (*conn, hello, error) {
 	ctx, stop := context.WithTimeout(ctx, handshakeMax)
 	defer stop()
 	d, err := e.dial(ctx, id, e.cfg.Protocol)
@@ -84,7 +93,7 @@ func (e *Endpoint) connect(ctx context.Context, id unum.NodeID, bulk bool) (*con
 	}
 	c := newConn(e, id, d.raw, d.out, d.tls)
 	undo := context.AfterFunc(ctx, func() { d.raw.Close() })
-	h, err := e.greet(c, bulk)
+	h, err := e.greet(c, k)
 	if !undo() && err == nil {
 		err = ctx.Err()
 	}
@@ -96,9 +105,9 @@ func (e *Endpoint) connect(ctx context.Context, id unum.NodeID, bulk bool) (*con
 	return c, h, nil
 }
 
-func (e *Endpoint) greet(c *conn, bulk bool) (hello, error) {
+func (e *Endpoint) greet(c *conn, k connKind) (hello, error) {
 	c.raw.SetDeadline(time.Now().Add(handshakeMax))
-	if err := writeHello(c, e.hello(bulk)); err != nil {
+	if err := writeHello(c, e.hello(k)); err != nil {
 		return hello{}, err
 	}
 	h, err := readHello(c)

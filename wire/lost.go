@@ -37,6 +37,8 @@ func (r *remote) drop(err error) {
 	for c := range r.served {
 		conns = append(conns, c)
 	}
+	out, in := r.quiet, r.heard
+	r.quiet, r.heard = nil, nil
 	s := r.session
 	r.session = nil
 	r.goneNow()
@@ -45,6 +47,8 @@ func (r *remote) drop(err error) {
 	for _, c := range conns {
 		c.fail(err)
 	}
+	out.close()
+	in.close()
 	if s != nil {
 		s.cancel()
 	}

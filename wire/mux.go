@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -193,7 +194,11 @@ func (e *Endpoint) incoming(c net.Conn) {
 		// The handshake below then tells the client that nothing is agreed on.
 	}
 	if err := e.accept(c); err != nil {
-		e.log.Info("connection refused", "addr", c.RemoteAddr().String(), "alpn", alpn, "err", err)
+		level := slog.LevelInfo
+		if errors.Is(err, errNotHeard) {
+			level = slog.LevelDebug // it is asked again
+		}
+		e.log.Log(e.ctx, level, "connection refused", "addr", c.RemoteAddr().String(), "alpn", alpn, "err", err)
 		e.disown(c)
 		c.Close()
 	}
@@ -227,5 +232,8 @@ func (e *Endpoint) accept(raw net.Conn) error {
 		return fmt.Errorf("%s: %w", from, err)
 	}
 	raw.SetDeadline(time.Time{})
-	return e.remote(from).attach(c, in, e.hello(in.Bulk))
+	if in.Kind == kindQuiet {
+		return e.remote(from).hush(c, e.hello(in.Kind))
+	}
+	return e.remote(from).attach(c, in, e.hello(in.Kind))
 }

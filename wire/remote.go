@@ -45,6 +45,11 @@ type remote struct {
 	bulk     [bulkConns]bulkSlot
 	nextBulk int
 
+	quiet    *quiet // dialed; nil while there is none
+	hushing  bool   // it is being dialed
+	hushedAt time.Time
+	heard    *quiet // accepted
+
 	session *session             // what the peer asks of this endpoint
 	served  map[*conn]unum.Epoch // connections it dialed
 }
@@ -105,7 +110,7 @@ func (r *remote) keep() {
 			}
 			continue
 		}
-		c, h, err := r.ep.connect(r.ep.ctx, r.id, false)
+		c, h, err := r.ep.connect(r.ep.ctx, r.id, kindControl)
 		if err != nil {
 			r.dialFailed(err)
 			r.ep.peerChanged(r.id, 0, false, err)
@@ -221,9 +226,14 @@ func (c *conn) flushed() {
 
 func (r *remote) uninstall(c *conn) {
 	r.mu.Lock()
+	q := r.quiet
 	if r.ctl == c {
-		r.ctl = nil
+		r.ctl, r.quiet = nil, nil
+		r.hushedAt = time.Time{}
+	} else {
+		q = nil
 	}
 	r.mu.Unlock()
+	q.close()
 	r.ep.disown(c.raw)
 }

@@ -79,7 +79,7 @@ func (r *remote) attach(c *conn, in, ours hello) error {
 		stale.cancel()
 	}
 	var f framer
-	if in.Bulk {
+	if in.Kind == kindBulk {
 		f = &servedBulk{r: r, channels: newChannels(c)}
 	} else {
 		// What the old connection still brought must not come after what this

@@ -13,6 +13,9 @@
 //
 // An observer that was itself late knows nothing of others: when a tick comes
 // more than one period late, the lost time counts for nobody's silence.
+//
+// While nobody is suspected every second tick is left out (Next): most of what
+// an idle node costs is its heartbeats.
 package detect
 
 import (
@@ -25,7 +28,7 @@ import (
 
 // Config has the detector's times. Zero values are the defaults.
 type Config struct {
-	Period time.Duration // between heartbeats, and between ticks; 50 ms
+	Period time.Duration // between heartbeats, and between ticks, at least; 50 ms
 	Misses int           // silent periods until suspicion; 6
 }
 
@@ -69,6 +72,7 @@ type Detector struct {
 	cfg     Config
 	ticked  bool
 	last    time.Duration // the last tick
+	next    time.Duration // from there to the next one
 	members map[unum.NodeID]*member
 }
 
@@ -90,7 +94,7 @@ func New(self unum.NodeID, c Config) *Detector {
 	if c.Misses == 0 {
 		c.Misses = 6
 	}
-	return &Detector{self: self, cfg: c, members: map[unum.NodeID]*member{}}
+	return &Detector{self: self, cfg: c, next: c.Period, members: map[unum.NodeID]*member{}}
 }
 
 // silence is how long a node may be silent.
@@ -156,20 +160,26 @@ func (d *Detector) Answered(now time.Duration, id unum.NodeID) {
 	}
 }
 
-// Tick is called once a period. It returns the events in the order of nodes.
+// Next is the time from one tick to the one after it.
+func (d *Detector) Next() time.Duration { return d.next }
+
+// Tick is called as often as Next says, or more often. It returns the events in
+// the order of nodes.
 func (d *Detector) Tick(now time.Duration) []Event {
-	late := now - d.last - d.cfg.Period
-	if !d.ticked || late < 0 {
-		late = 0
+	gap, due := now-d.last, d.next
+	if !d.ticked {
+		gap = 0
 	}
 	d.ticked, d.last = true, now
-	if late > d.cfg.Period {
+	if gap > due+d.cfg.Period {
+		late := gap - d.cfg.Period
 		for _, m := range d.members {
 			m.heard = min(now, m.heard+late)
 			m.answered = min(now, m.answered+late)
 			m.since = min(now, m.since+late)
 		}
 	}
+	d.next = 2 * d.cfg.Period
 	var out []Event
 	for _, m := range d.sorted() {
 		if !m.suspect && now-m.heard >= d.silence() {
@@ -181,6 +191,7 @@ func (d *Detector) Tick(now time.Duration) []Event {
 		if !m.suspect {
 			continue
 		}
+		d.next = d.cfg.Period
 		switch {
 		case !m.Lease:
 			out = append(out, Event{Lost, m.ID, m.Epoch, "its lease ran out"})

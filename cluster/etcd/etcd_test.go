@@ -216,3 +216,11 @@ func TestVoterProcess(t *testing.T) {
 		fmt.Println(key)
 	}
 }
+
+// The field that calm reaches for is there.
+func TestCalm(t *testing.T) {
+	s := voter(t, tempDir(t))
+	if !calm(s.server.Server, calmTick) {
+		t.Error("etcd's ticks cannot be slowed down: look at its raftNode")
+	}
+}

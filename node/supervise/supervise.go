@@ -98,7 +98,7 @@ func ownNamespaces() error {
 // loop returns when the supervisor is told to end. It is the only goroutine
 // that forks and reaps, so a service cannot die before its PID is known.
 func (s *supervisor) loop(signals <-chan os.Signal) {
-	look := time.NewTicker(s.lease / 40)
+	look := time.NewTimer(0)
 	defer look.Stop()
 	for {
 		var start <-chan time.Time
@@ -114,7 +114,7 @@ func (s *supervisor) loop(signals <-chan os.Signal) {
 			s.reap()
 		case <-start:
 		case <-look.C:
-			s.checkLease()
+			look.Reset(max(s.checkLease(), s.lease/40))
 		case err := <-s.killing:
 			s.killing = nil
 			if err != nil {
@@ -178,29 +178,31 @@ func describe(ws unix.WaitStatus) string {
 
 // checkLease kills the world if the lease has run out. The kill has a
 // goroutine of its own: the end of a PID namespace waits for this process to
-// reap.
-func (s *supervisor) checkLease() {
+// reap. It returns how long the lease cannot run out: while a daemon beats, the
+// supervisor sleeps.
+func (s *supervisor) checkLease() time.Duration {
 	if s.killing != nil {
-		return
+		return 0
 	}
 	at, _ := lastBeat(s.c.StateDir())
-	if bootTime()-at < s.lease {
-		return
+	if left := s.lease - (bootTime() - at); left > 0 {
+		return left
 	}
 	pid1, err := world.Find(s.group)
 	if err != nil {
-		return
+		return 0
 	}
 	// A world that is younger than the last beat has a daemon that is about to
 	// register.
 	since := bootTime() - max(at, startTime(pid1))
 	if since < s.lease {
-		return
+		return s.lease - since
 	}
 	s.log.Error("no registered daemon, killing the world", "for", since.Round(time.Millisecond))
 	done := make(chan error, 1)
 	s.killing = done
 	go func() { done <- world.KillIn(context.Background(), s.group) }()
+	return 0
 }
 
 // startTime is when a process was born, as CLOCK_BOOTTIME, to 10 ms; 0 if it

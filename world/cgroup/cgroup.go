@@ -180,7 +180,7 @@ func (g *Group) Enrol(pid int) error {
 func (g *Group) Procs() ([]int, error) {
 	var pids []int
 	err := walk(g.Dir(), func(dir string) error {
-		b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		b, err := readAll(filepath.Join(dir, "cgroup.procs"))
 		if gone(err) {
 			return nil
 		}
@@ -209,6 +209,32 @@ func (g *Group) Populated() bool {
 	}
 	pids, _ := g.Procs()
 	return len(pids) > 0
+}
+
+// readAll is os.ReadFile without what that does for files that can be waited
+// for. A short read is not the end of a list of processes.
+func readAll(path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 0, 1024)
+	for {
+		n, err := unix.Read(fd, b[len(b):cap(b)])
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return nil, err
+		case n == 0:
+			return b, nil
+		default:
+			b = b[:len(b)+n]
+		}
+		if len(b) == cap(b) {
+			b = append(b, 0)[:len(b)]
+		}
+	}
 }
 
 // Kill kills what is in the group and below, once: cgroup.kill (Linux 5.14)
@@ -269,6 +295,11 @@ func rmdirAll(dir string) error {
 // walk calls fn for dir and every directory below it, parents first. What
 // goes away meanwhile is passed over.
 func walk(dir string, fn func(string) error) error {
+	// The usual group has none below it, which its link count tells.
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err == nil && st.Nlink == 2 {
+		return fn(dir)
+	}
 	return filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
 		if gone(err) {
 			return nil
