@@ -106,14 +106,20 @@ func cgroups() error {
 	return g.Remove(context.Background())
 }
 
-// room looks for 64 MiB and 1,000 files in /run.
+// room looks for 64 MiB and 1,000 files where a node keeps its state.
 func room() error {
+	dir := "/run"
+	for _, d := range []string{"/run/unum", "/run/unum/play"} {
+		if fi, err := os.Stat(d); err == nil && fi.IsDir() {
+			dir = d
+		}
+	}
 	var st unix.Statfs_t
-	if err := unix.Statfs("/run", &st); err != nil {
+	if err := unix.Statfs(dir, &st); err != nil {
 		return err
 	}
 	if free := st.Bavail * uint64(st.Bsize); free < 64<<20 || st.Files > 0 && st.Ffree < 1000 {
-		return fmt.Errorf("%d MiB and %d files free in /run, 64 MiB and 1000 wanted: %w", free>>20, st.Ffree, unix.ENOSPC)
+		return fmt.Errorf("%d MiB and %d files free in %s, 64 MiB and 1000 wanted: %w", free>>20, st.Ffree, dir, unix.ENOSPC)
 	}
 	return nil
 }

@@ -170,14 +170,15 @@ func remove(ctx context.Context, base, name string) error {
 }
 
 // unmountBelow takes off what is mounted below dir: RemoveAll must not go
-// into another tree.
+// into another tree. What another play that clears was quicker with is gone.
 func unmountBelow(dir string) error {
 	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {
 		return err
 	}
 	for i := len(infos) - 1; i >= 0; i-- {
-		if err := unix.Unmount(infos[i].Mountpoint, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+		err := unix.Unmount(infos[i].Mountpoint, unix.MNT_DETACH)
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("unmount %s: %w", infos[i].Mountpoint, err)
 		}
 	}

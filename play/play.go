@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -278,9 +279,9 @@ func (p *Play) WaitReady(ctx context.Context) error {
 			var err error
 			select {
 			case <-n.died:
-				err = fmt.Errorf("it ended: %s", lastLine(supervise.LogPath(n.config)))
+				err = fmt.Errorf("it ended: %s", lastWords(n.config.Log("daemon"), supervise.LogPath(n.config)))
 			case <-ctx.Done():
-				err = fmt.Errorf("its daemon is not up: %w: %s", ctx.Err(), lastLine(n.config.Log("daemon")))
+				err = fmt.Errorf("its daemon is not up: %w: %s", ctx.Err(), lastWords(n.config.Log("daemon")))
 			case <-time.After(3 * time.Millisecond):
 				continue
 			}
@@ -290,17 +291,19 @@ func (p *Play) WaitReady(ctx context.Context) error {
 	return nil
 }
 
-// lastLine is the last line of a log, for an error of one line.
-func lastLine(path string) string {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return "no log: " + err.Error()
+// lastWords is the last line of the first log that has one, for an error of one
+// line.
+func lastWords(paths ...string) string {
+	for _, path := range paths {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		if b = bytes.TrimSpace(b); len(b) > 0 {
+			return string(b[bytes.LastIndexByte(b, '\n')+1:])
+		}
 	}
-	b = bytes.TrimSpace(b)
-	if len(b) == 0 {
-		return path + " is empty"
-	}
-	return string(b[bytes.LastIndexByte(b, '\n')+1:])
+	return "nothing is in " + strings.Join(paths, " and ")
 }
 
 // Stop ends all nodes and removes everything. It may be called again, and

@@ -65,7 +65,7 @@ func advice(err error) string {
 		{unum.ErrNoIndex, "a cluster has at most 64 nodes: remove one first"},
 		{unum.ErrNodeLost, "see `unum nodes`"},
 	} {
-		if errors.Is(err, a.is) {
+		if errors.Is(err, a.is) && !strings.HasSuffix(err.Error(), a.say) {
 			return "; " + a.say
 		}
 	}
