@@ -41,22 +41,23 @@ func (h *home) unkeep(s *served, kind, id uint64) {
 	s.log.drop(kind, id)
 }
 
-// survive has the description itself kept, as the deputy that held it ends.
+// survive has the description itself kept, as the deputy that held it ends. A
+// release that comes meanwhile waits for it, as for an op, and drops what was
+// kept: else the keeper would hold it, and a pipe never break.
 func (h *home) survive(ctx context.Context, s *served) error {
 	s.mu.Lock()
-	d, closed := s.open[0], s.closed
-	s.mu.Unlock()
-	if closed {
+	if s.closed {
+		s.mu.Unlock()
 		return nil
 	}
+	d := s.open[0]
+	s.ops.Add(1)
+	s.mu.Unlock()
+	defer s.ops.Done()
 	if err := h.keeper.Keep(ctx, carriedName(s.key), d.file); err != nil {
 		return &unum.Error{Op: "keep", Path: s.key.String(), Err: err}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.closed {
-		s.log.head.Survivor = 1
-	}
+	s.log.head.Survivor = 1
 	return nil
 }
 
