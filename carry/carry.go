@@ -109,7 +109,9 @@ type Kind interface {
 	// Land makes the guest's half, before the body's process exists.
 	Land(ctx context.Context, pl Placement, d *Desc) (Guest, error)
 	// ResumeHome and ResumeGuest do the same for a placement that was running
-	// when this daemon's predecessor died. file is taken from the deputy.
+	// when this daemon's predecessor died. file is taken from the deputy, or from
+	// the caller that is not converted yet: so Commit follows here too, and a
+	// guest that never had its body may be asked to Land once more.
 	ResumeHome(ctx context.Context, pl Placement, d *Desc, file *os.File) (Home, error)
 	ResumeGuest(ctx context.Context, pl Placement, d *Desc) (Guest, error)
 }

@@ -29,8 +29,9 @@ type Guests struct {
 	mu       sync.Mutex
 	sessions map[unum.Pid]*session
 	bodies   map[unum.Pid]*body
-	untold   map[uint64]*body // ended, and home does not know yet; by operation id
-	seq      uint64           // of the last event
+	untold   map[uint64]*body         // ended, and home does not know yet; by operation id
+	starting map[uint64]chan struct{} // births under way, by operation id; closed when decided
+	seq      uint64                   // of the last event
 	ledger   *ledger
 	groups   *groups
 	wg       sync.WaitGroup
@@ -101,7 +102,7 @@ func newGuests(cfg Config, mk *maker, gs *groups) *Guests {
 	return &Guests{
 		cfg: cfg, mk: mk, log: cfg.Log, groups: gs,
 		sessions: map[unum.Pid]*session{},
-		bodies:   map[unum.Pid]*body{}, untold: map[uint64]*body{},
+		bodies:   map[unum.Pid]*body{}, untold: map[uint64]*body{}, starting: map[uint64]chan struct{}{},
 	}
 }
 
@@ -269,10 +270,28 @@ func (g *Guests) groupLeader(pgid unum.Pid) *body {
 	return nil
 }
 
-// start answers rexec.start.
+// start answers rexec.start. Home asks once more if its daemon was restarted
+// while it asked: also while the first birth is under way.
 func (g *Guests) start(ctx context.Context, req *startReq) *startRes {
+	decided := make(chan struct{})
+	for {
+		g.mu.Lock()
+		first := g.starting[req.Place.ID]
+		if first == nil {
+			g.starting[req.Place.ID] = decided
+			g.mu.Unlock()
+			break
+		}
+		g.mu.Unlock()
+		<-first
+	}
+	defer func() {
+		g.mu.Lock()
+		delete(g.starting, req.Place.ID)
+		g.mu.Unlock()
+		close(decided)
+	}()
 	if b := g.known(req.Place); b != nil {
-		// Home's daemon was restarted while it asked.
 		<-b.ready
 		if b.stub != nil {
 			return &startRes{}

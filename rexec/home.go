@@ -237,10 +237,6 @@ func (h *Homes) prepare(ctx context.Context, c *caller) (*placed, error) {
 		Pending: spec.SigPnd,
 	}, peer)
 	p.req = &startReq{Place: p.place, Spec: *spec, Descs: descs, TTY: term}
-	// Known before the guest is asked, so that a successor finds the body.
-	if err := h.records.save(p.key(), &p.placedRecord); err != nil {
-		return nil, err
-	}
 	h.mu.Lock()
 	h.placed[p.place.Pid] = p
 	h.mu.Unlock()
@@ -270,6 +266,12 @@ func (h *Homes) prepare(ctx context.Context, c *caller) (*placed, error) {
 			return nil, fmt.Errorf("fd %d (%s): %w", d.Nums[0], d.Kind, err)
 		}
 		p.homes = append(p.homes, c)
+	}
+	// Known before the guest is asked, so that a successor finds the body; and
+	// only when all halves stand, so that it can resume them.
+	if err := h.records.save(p.key(), &p.placedRecord); err != nil {
+		h.abandon(p)
+		return nil, err
 	}
 	return p, nil
 }

@@ -88,12 +88,13 @@ func daemon(s string) error {
 		}
 		if cfg.Resume {
 			h, err = kind.ResumeHome(ctx, cfg.Pl, &cfg.Desc, user)
-		} else if h, err = kind.Serve(ctx, cfg.Pl, &cfg.Desc, user); err == nil {
-			h.Commit()
+		} else {
+			h, err = kind.Serve(ctx, cfg.Pl, &cfg.Desc, user)
 		}
 		if err != nil {
 			return err
 		}
+		h.Commit()
 	} else {
 		if cfg.Resume {
 			g, err = kind.ResumeGuest(ctx, cfg.Pl, &cfg.Desc)

@@ -128,8 +128,8 @@ func (k *kind) ResumeGuest(ctx context.Context, pl carry.Placement, d *carry.Des
 	return &guestEnd{h: h}, nil
 }
 
-// resume takes up a half. A half without a page was over before the daemon
-// died.
+// resume takes up a half; at home it waits for Commit as one that is served
+// does. A half without a page was over before the daemon died.
 func (k *kind) resume(pl carry.Placement, d *carry.Desc, s side, file *os.File) (*half, error) {
 	if file != nil {
 		defer file.Close()

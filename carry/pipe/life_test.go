@@ -210,3 +210,55 @@ func TestEndedAtClaim(t *testing.T) {
 		}
 	}
 }
+
+// A guest's daemon dies in the midst of a birth, so that the body is never
+// born; home asks for it once more, and its half goes on with the new one.
+func TestBornAtTheSecondTry(t *testing.T) {
+	for _, dir := range []byte{'r', 'w'} {
+		for _, both := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%c/%v", dir, both), func(t *testing.T) {
+				r := newRig(t)
+				pr, pw := userPipe(t)
+				user, word := pr, "word\n"
+				if dir == 'w' {
+					user = pw
+				}
+				pw.WriteString("word\n")
+				p := r.carry(dir, dup(t, user), 0, false)
+				time.Sleep(20 * time.Millisecond) // the halves are linked
+				p.body.Close()
+				if both {
+					p.restart(0)
+				}
+				p.restart(1)
+				p.guest.Started(false)
+				p.guest.Close()
+				time.Sleep(20 * time.Millisecond) // home has asked for its other half
+				var err error
+				if p.guest, err = r.side[1].kind(dir).Land(context.Background(), p.pl, p.d); err != nil {
+					t.Fatal(err)
+				}
+				p.body = p.guest.Local().File
+				if dir == 'r' {
+					cmd := sh("read x; echo $x")
+					out, err := os.CreateTemp(t.TempDir(), "")
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer out.Close()
+					cmd.Stdout = out
+					p.wait(p.start(cmd))
+					if b, _ := os.ReadFile(out.Name()); string(b) != word {
+						t.Errorf("read %q", b)
+					}
+					return
+				}
+				p.wait(p.start(sh("echo more")))
+				user.Close()
+				if b, _ := io.ReadAll(pr); string(b) != "word\nmore\n" {
+					t.Errorf("read %q", b)
+				}
+			})
+		}
+	}
+}

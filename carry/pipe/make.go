@@ -183,11 +183,10 @@ func (h *half) resume(file *os.File) error {
 			return fs.ErrNotExist
 		}
 		h.eng = &source{h: h}
-		h.releasing = true
+		h.releasing, h.committed = true, true
 		close(h.released)
 		return h.start()
 	}
-	h.committed = true
 	if h.side == home {
 		if file == nil {
 			return fs.ErrNotExist
@@ -195,6 +194,7 @@ func (h *half) resume(file *os.File) error {
 		if err := h.openHome(file); err != nil {
 			return err
 		}
+		h.holdBack()
 	} else if err := h.takeBody(); err != nil {
 		return err
 	}
@@ -214,6 +214,20 @@ func (h *half) resume(file *os.File) error {
 		return err
 	}
 	return h.start()
+}
+
+// holdBack makes home wait for Commit, unless the placement was committed and is
+// over: then nobody will say it again.
+func (h *half) holdBack() {
+	if h.committed = h.page.has(fAdrift); h.committed {
+		return
+	}
+	switch e := h.eng.(type) {
+	case *source:
+		e.hold = true
+	case *sink:
+		e.hold = true
+	}
 }
 
 // takeBody takes our end of the body's pipe from the keeper.

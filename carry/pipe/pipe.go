@@ -175,11 +175,13 @@ func (c *Carrier) await(ctx context.Context, k key) (h *half) {
 	return h
 }
 
-// forget takes h off the books.
+// forget takes h off the books. A half whose body was never born has said no
+// bye: home may ask for the body once more, and then its half goes on.
+// Preconditions: h is over, so that unborn does not change.
 func (c *Carrier) forget(h *half) {
 	c.mu.Lock()
 	delete(c.halves, h.rec.Key)
-	if h.side == guest {
+	if h.side == guest && !h.unborn {
 		now := time.Now()
 		for k, t := range c.ended {
 			if now.Sub(t) > 2*landWait {

@@ -153,6 +153,7 @@ type placed struct {
 	guest carry.Guest
 	body  *os.File // what the body gets
 	user  *os.File // the description at home, as the deputy holds it
+	runs  bool     // the body runs: home's half is committed
 }
 
 func (n *rigNode) kind(dir byte) carry.Kind {
@@ -223,6 +224,7 @@ func (p *placed) start(cmd *exec.Cmd) *exec.Cmd {
 func (p *placed) begun() {
 	p.guest.Started(true)
 	p.body.Close()
+	p.runs = true
 	p.home.Commit()
 }
 
@@ -265,6 +267,9 @@ func (p *placed) restart(i int) {
 		p.home, err = n.kind(p.kind).ResumeHome(ctx, p.pl, p.d, dup(p.r.t, p.user))
 	} else {
 		p.guest, err = n.kind(p.kind).ResumeGuest(ctx, p.pl, p.d)
+	}
+	if err == nil && i == 0 && p.runs {
+		p.home.Commit()
 	}
 	if err != nil {
 		p.r.t.Fatalf("resume on %s: %v", n.env.Node, err)

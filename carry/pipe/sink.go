@@ -157,7 +157,7 @@ func (s *sink) advance(force bool) (msg []byte, l *link, err error) {
 	}
 	s.changed.broadcast()
 	s.again(free)
-	if s.h.side == home && (s.gone || s.ended && s.empty()) {
+	if s.h.side == home && !s.hold && (s.gone || s.ended && s.empty()) {
 		if !s.gone {
 			s.h.closed.Store(true)
 		}

@@ -148,6 +148,10 @@ func (s *source) attached(l *link) {
 	s.link, s.endSent, s.syncSent = l, false, false
 	s.recallSent, s.contestedSaid, s.want = false, false, 0
 	s.ready, s.fresh = s.fresh, false
+	if s.hold {
+		// What another sink said was of a body that was never born.
+		s.wanted, s.confirm, s.over = s.consumed, 0, false
+	}
 	s.mu.Unlock()
 	s.feed()
 }
@@ -288,6 +292,7 @@ func (s *source) commit() {
 	if err := settle(); err != nil {
 		s.h.fail(err)
 	}
+	s.kick(true) // a contested reader may have asked meanwhile
 }
 
 // flush waits until the sink has written all that the pipe holds now, and, if
