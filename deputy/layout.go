@@ -24,6 +24,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"unum/sys"
 )
 
 // Addresses in the stub's image; the assembly has the same numbers.
@@ -82,6 +84,8 @@ const (
 	Ref Flag = 2
 	// Clone marks a call that returns twice; the child says hello.
 	Clone Flag = 4
+	// Unless ends the program when the call succeeds.
+	Unless Flag = 8
 )
 
 // Program is a short table of system calls for a stub, with their data. Tag is
@@ -120,6 +124,15 @@ func (p *Program) DoRef(ref int, nr uintptr, args ...uint64) int {
 // Fork adds a clone3 whose child becomes another stub.
 func (p *Program) Fork(args ...uint64) int {
 	return p.add(Stop|Clone, 0, unix.SYS_CLONE3, args)
+}
+
+// UnlessPending adds a call that ends the program if the signal is pending: the
+// signal is taken, and told as one that reached the stub (Stub.OnSignal). It
+// must be the first call, before any data.
+func (p *Program) UnlessPending(sig unix.Signal) {
+	info := p.Bytes(make([]byte, len(sys.Siginfo{})))
+	set, now := p.Words(1<<(sig-1)), p.Words(0, 0)
+	p.add(Unless, 0, unix.SYS_RT_SIGTIMEDWAIT, []uint64{set, info, now, 8})
 }
 
 func (p *Program) add(f Flag, ref int, nr uintptr, args []uint64) int {
@@ -227,11 +240,13 @@ type Result struct {
 	Tag  uint64
 	Done int     // calls that did not end it
 	Rets []int64 // of the calls that were made; a negative one is −errno
+
+	took bool // UnlessPending has taken its signal, which lies at FirstData
 }
 
 // Err returns the errno that ended the program, and the index of the call.
 func (r *Result) Err() (at int, err error) {
-	if r.Done < len(r.Rets) {
+	if r.Done < len(r.Rets) && r.Rets[r.Done] < 0 {
 		return r.Done, unix.Errno(-r.Rets[r.Done])
 	}
 	return 0, nil
@@ -247,6 +262,7 @@ func parseResult(b []byte) *Result {
 			break
 		}
 		r.Rets = append(r.Rets, int64(le.Uint64(e[56:])))
+		r.took = r.took || i == 0 && Flag(le.Uint64(e[64:]))&Unless != 0 && r.Rets[0] > 0
 	}
 	return r
 }

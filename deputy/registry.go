@@ -143,12 +143,15 @@ type First struct {
 	// Begun is called when the stub was told to run the program, and so does;
 	// never if it dies before. It must not block. May be nil.
 	Begun func()
+	// Skip is asked when it is the program's turn: true passes it over, as if it
+	// had no calls. It must not block. May be nil.
+	Skip func() bool
 }
 
 // jobs checks a program. One with much data is preceded by the mapping it
 // needs.
 func (f *First) jobs() ([]*job, error) {
-	j := &job{inject: f.Inject, prog: f.Prog, done: f.Done, given: f.Given, begun: f.Begun}
+	j := &job{inject: f.Inject, prog: f.Prog, done: f.Done, given: f.Given, begun: f.Begun, skip: f.Skip}
 	if j.done == nil {
 		j.done = func(*Result, error) {}
 	}

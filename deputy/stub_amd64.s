@@ -150,10 +150,14 @@ noref:
 	TESTQ AX, AX
 	JEQ  child
 parent:
-	TESTQ $1, R13
-	JEQ  next
 	CMPQ AX, $-4095
-	JCC  finished
+	JCC  failed
+	TESTQ $8, R13
+	JNE  finished
+	JMP  next
+failed:
+	TESTQ $1, R13
+	JNE  finished
 next:
 	INCQ done(R15)
 	ADDQ $80, BX

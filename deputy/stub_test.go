@@ -277,8 +277,10 @@ func TestOrphan(t *testing.T) {
 		t.Fatal(err)
 	}
 	orphans := make(chan *Result, 1)
-	s.OnOrphan(func(res *Result) { orphans <- res })
 	r.serve()
+	time.Sleep(20 * time.Millisecond) // it has called; the result waits
+	s.OnOrphan(func(res *Result) { orphans <- res })
+	s.OnSignal(nil)
 	res := await(t, "the orphan", orphans)
 	if res.Tag != 42 || res.Rets[at] != 3 {
 		t.Errorf("the orphan: %+v", res)
@@ -339,5 +341,52 @@ func TestGone(t *testing.T) {
 	}
 	if r.reg.Len() != 0 || r.reg.Find(r.pid) != nil {
 		t.Errorf("the registry still knows %d stubs", r.reg.Len())
+	}
+}
+
+// A program that must not run if a signal is pending: the signal is taken and
+// told as any other, and the rest of the program is not done.
+func TestUnlessPending(t *testing.T) {
+	r := newRig(t)
+	got := make(chan *Signal, 2)
+	r.stub.OnSignal(func(s *Signal) { got <- s })
+	program := func() (*Program, int) {
+		p := &Program{}
+		p.UnlessPending(unix.SIGCONT)
+		return p, p.Do(unix.SYS_GETPID)
+	}
+	p, at := program()
+	if res := r.run(r.stub, p); res.Rets[at] != int64(r.pid) {
+		t.Errorf("nothing is pending: %v", res.Rets)
+	}
+	// The stub stands in its call, so that the next one stays pending.
+	r.stub.Signal(unix.SIGUSR1, nil)
+	first := await(t, "the first signal", got)
+	r.stub.Signal(unix.SIGCONT, sys.MakeSiginfo(unix.SIGCONT, -7, 0, 0))
+	p, _ = program()
+	done := make(chan *Result, 1)
+	if err := r.stub.Begin(First{Prog: p, Done: func(res *Result, err error) { done <- res }}); err != nil {
+		t.Fatal(err)
+	}
+	first.Done()
+	res := await(t, "the program's end", done)
+	if len(res.Rets) != 1 || res.Rets[0] != int64(unix.SIGCONT) {
+		t.Errorf("SIGCONT is pending: %v", res.Rets)
+	}
+	if _, err := res.Err(); err != nil {
+		t.Error(err)
+	}
+	second := await(t, "the second signal", got)
+	if second.Info.Signo() != unix.SIGCONT || second.Info.Code() != -7 {
+		t.Errorf("told: %v, code %d", second.Info.Signo(), second.Info.Code())
+	}
+	second.Done()
+	// One that is passed over in its turn has no results.
+	p, _ = program()
+	if err := r.stub.Begin(First{Prog: p, Skip: func() bool { return true }, Done: func(res *Result, err error) { done <- res }}); err != nil {
+		t.Fatal(err)
+	}
+	if res := await(t, "the skipped program", done); len(res.Rets) != 0 {
+		t.Errorf("skipped: %v", res.Rets)
 	}
 }

@@ -92,6 +92,9 @@ type body struct {
 
 	ready <-chan struct{} // closed when its birth is decided; stub is nil if it failed
 	last  <-chan struct{} // closed when the event before has been told; guarded by Guests.mu
+	// born: what its agent tells of its number from now on is about it, and not
+	// about one before it that was undone; guarded by Guests.mu
+	born bool
 	// doubted: found in the records and nowhere else, by a new daemon
 	doubted bool
 
@@ -351,7 +354,12 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 		g.mu.Unlock()
 		g.leave(s)
 	}()
-	bi := &birth{spec: spec, parent: s.agent}
+	born := func() {
+		g.mu.Lock()
+		b.born = true
+		g.mu.Unlock()
+	}
+	bi := &birth{spec: spec, parent: s.agent, turn: born}
 	if req.end != nil {
 		b.guests = append(b.guests, req.end)
 		if spec.Pid == spec.Sid {
@@ -408,6 +416,9 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 	if err := g.recBodies.save(b.key(), &b.bodyRecord); err != nil {
 		return err
 	}
+	if bi.holder != nil {
+		born()
+	}
 	if b.stub, err = g.mk.make(ctx, bi); err != nil {
 		return err
 	}
@@ -432,7 +443,7 @@ const (
 func (g *Guests) ended(pid unum.Pid, si *sys.Siginfo, u Usage) {
 	g.mu.Lock()
 	b := g.bodies[pid]
-	if b == nil {
+	if b == nil || !b.born {
 		g.mu.Unlock()
 		return // a holder, or a birth that failed
 	}

@@ -84,7 +84,7 @@ type placed struct {
 	ended  *eventReq
 	seen   uint64 // Seq of the last stop that the deputy was given
 	inStop bool   // the deputy stops, or is stopped, as its body is
-	echo   bool   // the next SIGCONT comes from the body and is not forwarded
+	turns  uint64 // how often it was stopped, or told to go on; see stop.go
 }
 
 func (p *placed) key() string { return p.place.Pid.String() }
@@ -367,7 +367,7 @@ func (h *Homes) pass(p *placed, g *deputy.Signal) {
 		p.Pending &^= bit
 		return
 	}
-	if g.Info.Signo() == unix.SIGCONT && p.echoed() || h.terminal(p, &g.Info) {
+	if g.Info.Signo() == unix.SIGCONT && !p.goesOn(&g.Info) || h.terminal(p, &g.Info) {
 		return
 	}
 	_, err := call[struct{}](p.ctx, p.peer, "rexec.signal",
@@ -431,77 +431,9 @@ func (h *Homes) event(ctx context.Context, from unum.NodeID, e *eventReq) error 
 	case stopped:
 		return h.stop(ctx, p, e)
 	case continued:
-		p.resume()
-		return nil
+		return h.continued(ctx, p)
 	}
 	return fmt.Errorf("unknown event %d", e.Kind)
-}
-
-// stop stops the deputy by the signal that stopped its body.
-func (h *Homes) stop(ctx context.Context, p *placed, e *eventReq) error {
-	sig := unix.Signal(e.Status)
-	if p.TTY != nil && (sig == unix.SIGTTIN || sig == unix.SIGTTOU) && h.cfg.Terminal.Homes.Foreground(p.place) {
-		// The guest did not know yet that the group is in the foreground.
-		if err := h.cfg.Terminal.Homes.Sync(ctx, p.place); err != nil {
-			return err
-		}
-		go h.signalBody(p, unix.SIGCONT)
-		return nil
-	}
-	p.mu.Lock()
-	old := e.Seq <= p.seen
-	p.seen = max(p.seen, e.Seq)
-	p.mu.Unlock()
-	if old {
-		return nil // told to the daemon before this one, which did it
-	}
-	h.drain(ctx, p)
-	if t, err := sys.ReadTask(p.Host); err == nil && t.State == 'T' {
-		return nil // stopped already, by a SIGSTOP
-	}
-	p.mu.Lock()
-	p.inStop = true
-	p.mu.Unlock()
-	prog := stopProgram(uint64(e.Status), h.cfg.Cookie)
-	prog.Tag = e.Seq << 1
-	begun := make(chan struct{})
-	tell := sync.OnceFunc(func() { close(begun) })
-	err := p.stub.Begin(deputy.First{Prog: prog, Begun: tell, Done: func(*deputy.Result, error) {
-		p.mu.Lock()
-		p.inStop = false
-		p.mu.Unlock()
-		tell()
-	}})
-	if err != nil {
-		return err
-	}
-	// From then on it needs no daemon.
-	select {
-	case <-begun:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// resume continues a deputy that still stands stopped although its body runs
-// or has ended: the SIGCONT came to the body by another way.
-func (p *placed) resume() {
-	p.mu.Lock()
-	if p.inStop {
-		p.echo = true
-		p.stub.Signal(unix.SIGCONT, nil)
-	}
-	p.mu.Unlock()
-}
-
-// echoed takes the mark that resume left.
-func (p *placed) echoed() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	e := p.echo
-	p.echo = false
-	return e
 }
 
 func (h *Homes) drain(ctx context.Context, p *placed) {
@@ -533,7 +465,7 @@ func (h *Homes) end(ctx context.Context, p *placed, e *eventReq) error {
 		}
 	}
 	h.usage(p, e)
-	p.resume()
+	h.resume(p)
 	if e.Kind == killed && e.Status == int(unix.SIGKILL) {
 		p.stub.Kill() // also if it stands stopped
 		return p.await(ctx)

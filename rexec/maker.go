@@ -43,8 +43,9 @@ func newMaker(reg *deputy.Registry, cookie uint64, root *deputy.Stub) (*maker, e
 // errBusy says that the wanted PID is taken on this node.
 var errBusy = errors.New("its number is taken on that node")
 
-// fork makes a child stub of agent, with PID pid unless 0.
-func (m *maker) fork(ctx context.Context, agent *deputy.Stub, pid unum.Pid, first ...deputy.First) (*deputy.Stub, error) {
+// fork makes a child stub of agent, with PID pid unless 0. turn, if not nil, is
+// called when all that the agent was asked before is done, and the fork is not.
+func (m *maker) fork(ctx context.Context, agent *deputy.Stub, pid unum.Pid, turn func(), first ...deputy.First) (*deputy.Stub, error) {
 	var hello <-chan *deputy.Stub
 	var cancel func()
 	var err error
@@ -57,11 +58,34 @@ func (m *maker) fork(ctx context.Context, agent *deputy.Stub, pid unum.Pid, firs
 		return nil, err
 	}
 	defer cancel()
-	res, err := agent.Run(ctx, forkProgram(int32(pid)))
+	type answer struct {
+		res *deputy.Result
+		err error
+	}
+	forked := make(chan answer, 1)
+	err = agent.Begin(deputy.First{
+		Prog: forkProgram(int32(pid)),
+		Skip: func() bool {
+			if turn != nil {
+				turn()
+			}
+			return false
+		},
+		Done: func(res *deputy.Result, err error) { forked <- answer{res, err} },
+	})
 	if err != nil {
 		return nil, err
 	}
-	if _, err := res.Err(); err != nil {
+	var a answer
+	select {
+	case a = <-forked:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if a.err != nil {
+		return nil, a.err
+	}
+	if _, err := a.res.Err(); err != nil {
 		if errors.Is(err, unix.EEXIST) {
 			return nil, fmt.Errorf("fork %d: %w", pid, errBusy)
 		}
@@ -84,7 +108,7 @@ func (m *maker) agent(ctx context.Context, from *deputy.Stub, pid unum.Pid, sess
 		inject = []deputy.Injection{{File: tty, Num: 0}}
 	}
 	done := make(chan error, 1)
-	s, err := m.fork(ctx, from, pid, deputy.First{
+	s, err := m.fork(ctx, from, pid, nil, deputy.First{
 		Inject: inject,
 		Prog:   agentProgram(session, group, num, m.cookie),
 		Done: func(r *deputy.Result, err error) {
@@ -120,6 +144,7 @@ type birth struct {
 	parent *deputy.Stub // forks it
 	holder *deputy.Stub // instead: already has the PID, and becomes the process
 	locals []local
+	turn   func() // called right before the fork; may be nil
 }
 
 // local is one descriptor of a birth.
@@ -197,7 +222,7 @@ func (m *maker) make(ctx context.Context, b *birth) (*deputy.Stub, error) {
 			w.Close()
 			return nil, err
 		}
-	} else if s, err = m.fork(ctx, b.parent, b.spec.Pid, first); err != nil {
+	} else if s, err = m.fork(ctx, b.parent, b.spec.Pid, b.turn, first); err != nil {
 		w.Close()
 		return nil, err
 	}

@@ -44,7 +44,7 @@ func (h *Homes) SignalBody(ctx context.Context, pid unum.Pid, sig unix.Signal, i
 	}
 	if sig == unix.SIGSTOP {
 		// A SIGCONT that was sent before must not arrive after it.
-		if err := p.overtaken(ctx, unix.SIGCONT); err != nil {
+		if err := p.overtaken(ctx); err != nil {
 			return err
 		}
 	}
@@ -52,25 +52,6 @@ func (h *Homes) SignalBody(ctx context.Context, pid unum.Pid, sig unix.Signal, i
 	defer p.order.Unlock()
 	_, err = call[struct{}](ctx, p.peer, "rexec.signal", &signalReq{ID: p.place.ID, Pid: pid, Info: *info})
 	return err
-}
-
-// overtaken waits while a signal stands pending in the deputy.
-func (p *placed) overtaken(ctx context.Context, sig unix.Signal) error {
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for {
-		t, err := sys.ReadTask(p.Host)
-		if err != nil || t.SigPnd&(1<<(sig-1)) == 0 {
-			return nil // none, or gone
-		}
-		select {
-		case <-tick.C:
-		case <-p.done:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 }
 
 // InDeputy makes the deputy of a process placed from here run a program.

@@ -272,9 +272,11 @@ func exitProgram(e eventReq, scratch string, cookie uint64) *deputy.Program {
 }
 
 // stopProgram stops a deputy by the signal that stopped its body. It comes
-// back when the deputy is continued.
+// back when the deputy is continued, or at once if a SIGCONT is pending: the
+// kernel would sweep that away.
 func stopProgram(sig uint64, cookie uint64) *deputy.Program {
 	p := &deputy.Program{}
+	p.UnlessPending(unix.SIGCONT)
 	dieBy(p, sig, cookie)
 	p.Do(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, p.Words(^uint64(0)), 0, 8)
 	return p

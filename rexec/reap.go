@@ -16,16 +16,16 @@ type told func(pid unum.Pid, si *sys.Siginfo, u Usage)
 // watch begins to reap for an agent. What a daemon before this one had reaped
 // and not yet written down is found in the agent.
 func (s *session) watch(cookie uint64, log *slog.Logger, tell told) {
+	s.agent.OnOrphan(func(r *deputy.Result) {
+		if r.Tag == waitTag {
+			reaped(s, r, deputy.FirstData, tell)
+		}
+	})
 	s.agent.OnSignal(func(g *deputy.Signal) {
 		if g.Info.Signo() == unix.SIGCHLD {
 			reap(s, cookie, log, tell)
 		}
 		g.Done()
-	})
-	s.agent.OnOrphan(func(r *deputy.Result) {
-		if r.Tag == waitTag {
-			reaped(s, r, deputy.FirstData, tell)
-		}
 	})
 }
 

@@ -29,11 +29,17 @@ func (s *Service) Recover(ctx context.Context) error {
 	return s.Runs.recover()
 }
 
-// isStub says whether a process executes the stub: /proc shows its memfd's
-// name, that of deputies or that of pid 1 and what was forked from it.
-func isStub(host int) bool {
+// isStub says whether a process executes the stub. One that was converted does
+// so from the deputies' memfd, whose name /proc shows; agents, holders and who
+// was just born from that of pid 1.
+func isStub(host int) bool { return isDeputy(host) || isNewborn(host) }
+
+func isDeputy(host int) bool  { return executes(host, "/memfd:"+StubName+" ") }
+func isNewborn(host int) bool { return executes(host, "/memfd:unum-world ") }
+
+func executes(host int, name string) bool {
 	link, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", host))
-	return err == nil && (strings.HasPrefix(link, "/memfd:"+StubName+" ") || strings.HasPrefix(link, "/memfd:unum-world "))
+	return err == nil && strings.HasPrefix(link, name)
 }
 
 // Stray decides about a stub that says hello and that nobody expects. A caller
@@ -55,8 +61,9 @@ func (s *Service) Stray(ctx context.Context, host int) bool {
 	}
 	h.mu.Unlock()
 	if p != nil {
-		err := h.resume(ctx, p)
+		err := h.takeOver(ctx, p)
 		if err == nil {
+			h.confirm([]*placed{p})
 			return true
 		}
 		h.log.Error("take over a deputy", "pid", p.place.Pid, "err", err)
@@ -75,10 +82,18 @@ func (h *Homes) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var taken []*placed
+	defer func() { h.confirm(taken) }()
 	for key, r := range all {
 		peer, err := h.cfg.Peer(r.Place.Guest)
 		if err != nil {
-			return err
+			// The guest has left, and the body is gone with it.
+			h.log.Warn("a deputy without a guest", "pid", r.Place.Pid, "err", err)
+			if t, err := sys.ReadTask(r.Host); err == nil && t.Start == r.Start && isDeputy(r.Host) {
+				unix.Kill(r.Host, unix.SIGKILL)
+			}
+			h.records.remove(key)
+			continue
 		}
 		p := h.newPlaced(r, peer)
 		t, err := sys.ReadTask(r.Host)
@@ -88,21 +103,22 @@ func (h *Homes) recover(ctx context.Context) error {
 			h.records.remove(key)
 			h.wg.Go(func() { h.signalBody(p, unix.SIGKILL) })
 			continue
-		case !isStub(r.Host):
+		case !isDeputy(r.Host):
 			h.mu.Lock()
 			h.placed[p.place.Pid], h.redo[p.place.Pid] = p, p
 			h.mu.Unlock()
 			h.wg.Go(func() { h.guard(p) })
 			continue
 		}
-		if err := h.resume(ctx, p); err != nil {
+		if err := h.takeOver(ctx, p); err != nil {
 			return fmt.Errorf("%s: %w", key, err)
 		}
+		taken = append(taken, p)
 	}
 	return nil
 }
 
-func (h *Homes) resume(ctx context.Context, p *placed) error {
+func (h *Homes) takeOver(ctx context.Context, p *placed) error {
 	stub, err := h.cfg.Registry.Watch(p.Host, p.place.Pid)
 	if err != nil {
 		return err
@@ -150,26 +166,6 @@ func (h *Homes) resume(ctx context.Context, p *placed) error {
 		p.mu.Unlock()
 	})
 	h.run(p, stub)
-	return nil
-}
-
-// recall finds in the deputy which stop it was given last. A program's tag is
-// twice the number of a stop that it does, and one more if it came after it.
-func (p *placed) recall(stub *deputy.Stub) error {
-	tag, begun, err := stub.Last()
-	if err != nil || tag == 0 {
-		return err
-	}
-	p.seen = tag >> 1
-	if tag&1 != 0 {
-		return nil
-	}
-	if !begun {
-		p.seen-- // it was written, and the daemon died before it said: run
-		return nil
-	}
-	t, err := sys.ReadTask(p.Host)
-	p.inStop = err == nil && t.State == 'T'
 	return nil
 }
 
@@ -373,7 +369,7 @@ func (g *Guests) resumeSession(key string, r *sessionRecord) error {
 
 func (g *Guests) resumeBody(ctx context.Context, key string, r *bodyRecord, end *eventReq) error {
 	ready := make(chan struct{})
-	b := &body{bodyRecord: *r, place: r.Place, sess: g.sessions[r.Sid], ready: ready}
+	b := &body{bodyRecord: *r, place: r.Place, sess: g.sessions[r.Sid], ready: ready, born: true}
 	for _, id := range g.ledger.of(r.Place.ID) {
 		b.delivered(id)
 	}
@@ -383,7 +379,7 @@ func (g *Guests) resumeBody(ctx context.Context, key string, r *bodyRecord, end 
 		return nil
 	}
 	host, err := g.cfg.ToHost(r.Place.Pid)
-	if err == nil && isStub(host) {
+	if err == nil && isNewborn(host) {
 		// It never came to its exec.
 		if s, err := g.cfg.Registry.Watch(host, r.Place.Pid); err == nil {
 			s.Kill()

@@ -62,6 +62,12 @@ func (s *Service) Register(on func(method string, h unum.Handler)) {
 	on("rexec.signal", handle(func(_ context.Context, _ unum.NodeID, r *signalReq) (*struct{}, error) {
 		return &struct{}{}, s.Guests.signal(r)
 	}))
+	on("rexec.missing", handle(func(_ context.Context, from unum.NodeID, r *missingReq) (*missingReq, error) {
+		return s.Guests.missing(from, r), nil
+	}))
+	on("rexec.halted", handle(func(_ context.Context, _ unum.NodeID, r *haltedReq) (*haltedRes, error) {
+		return s.Guests.halted(r), nil
+	}))
 	on("rexec.event", handle(func(ctx context.Context, from unum.NodeID, r *eventReq) (*struct{}, error) {
 		return &struct{}{}, s.Homes.event(ctx, from, r)
 	}))
@@ -179,59 +185,6 @@ func NewAgent(ctx context.Context, cfg Config) (*deputy.Stub, error) {
 		return nil, err
 	}
 	return mk.agent(ctx, cfg.Root, 0, false, true, nil)
-}
-
-// Lost ends what depended on a node that is down: deputies of its bodies die
-// by SIGKILL, and bodies that it had placed here are killed.
-func (s *Service) Lost(id unum.NodeID) {
-	s.Homes.lost(id)
-	s.Guests.lost(id)
-}
-
-func (h *Homes) lost(id unum.NodeID) {
-	h.mu.Lock()
-	var gone []*placed
-	for _, p := range h.placed {
-		if p.place.Guest == id {
-			gone = append(gone, p)
-		}
-	}
-	h.mu.Unlock()
-	for _, p := range gone {
-		h.whys.set(p.place.Pid, "killed: node "+string(id)+", where it ran, is lost")
-		h.wg.Go(func() {
-			<-p.ready
-			if p.stub == nil {
-				return
-			}
-			p.mu.Lock()
-			p.ended = &eventReq{ID: p.place.ID, Pid: p.place.Pid, Kind: killed, Status: int(unix.SIGKILL)}
-			p.mu.Unlock()
-			p.stub.Kill()
-			for _, c := range p.homes {
-				c.Close()
-			}
-		})
-	}
-}
-
-func (g *Guests) lost(id unum.NodeID) {
-	g.mu.Lock()
-	var gone []*body
-	for _, b := range g.bodies {
-		if b.place.Home == id {
-			gone = append(gone, b)
-		}
-	}
-	g.mu.Unlock()
-	for _, b := range gone {
-		g.wg.Go(func() {
-			<-b.ready
-			if b.stub != nil {
-				b.stub.Kill()
-			}
-		})
-	}
 }
 
 // Counts says how many placements, bodies, sessions with an agent and
