@@ -75,6 +75,11 @@ func (r *Registry) greet(n *seccomp.Notif) (*Stub, error) {
 		return nil, err
 	}
 	pid := t.Pid
+	if !n.Valid() {
+		// A newborn that was undone meanwhile: another one with its number may be
+		// expected by now.
+		return nil, fmt.Errorf("process %d of the world is gone", pid)
+	}
 	r.mu.Lock()
 	x := r.converts[n.Tid]
 	delete(r.converts, n.Tid)

@@ -380,12 +380,13 @@ func (g *Guests) resumeBody(ctx context.Context, key string, r *bodyRecord, end 
 	}
 	host, err := g.cfg.ToHost(r.Place.Pid)
 	if err == nil && isNewborn(host) {
-		// It never came to its exec.
+		// It never came to its exec. Forgotten first: its death is not the body's,
+		// also if this daemon dies now.
+		g.recBodies.remove(key)
 		if s, err := g.cfg.Registry.Watch(host, r.Place.Pid); err == nil {
 			s.Kill()
 			<-s.Gone()
 		}
-		g.recBodies.remove(key)
 		return nil
 	}
 	if err == nil {
