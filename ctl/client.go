@@ -111,6 +111,9 @@ func getOnce(ctx context.Context, cl *Client, op string, body, v any) error {
 		}
 		return lost(err)
 	}
+	if len(m.Body) == 0 {
+		return nil // a nil, such as the list of a daemon that knows no nodes yet
+	}
 	return msgpack.Unmarshal(m.Body, v)
 }
 

@@ -26,6 +26,7 @@ import (
 type fake struct {
 	mu    sync.Mutex
 	procs map[unum.Pid]*fakeProc
+	alone bool // it has not heard of any node yet
 }
 
 type fakeProc struct {
@@ -35,6 +36,9 @@ type fakeProc struct {
 }
 
 func (b *fake) Nodes(context.Context, Caller) ([]Node, error) {
+	if b.alone {
+		return nil, nil
+	}
 	return []Node{{ID: "n1", State: unum.Up, Self: true}, {ID: "n2", State: unum.Suspect}}, nil
 }
 
@@ -190,6 +194,10 @@ func TestQueries(t *testing.T) {
 	}
 	if _, err = r.Why(ctx, 7); !errors.Is(err, unum.ErrNoProcess) || err.Error() != "why 7: no such process" {
 		t.Fatalf("why: %v", err)
+	}
+	r.b.alone = true
+	if nodes, err = r.Nodes(ctx); err != nil || len(nodes) != 0 {
+		t.Fatalf("nodes of a daemon that knows none: %v, %v", nodes, err)
 	}
 }
 
