@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -106,20 +107,22 @@ func cgroups() error {
 	return g.Remove(context.Background())
 }
 
-// room looks for 64 MiB and 1,000 files where a node keeps its state.
+// room looks for 64 MiB and 1,000 files where nodes keep their state: in
+// /run, and in what may be mounted at its unum or right below that.
 func room() error {
-	dir := "/run"
-	for _, d := range []string{"/run/unum", "/run/unum/play"} {
-		if fi, err := os.Stat(d); err == nil && fi.IsDir() {
-			dir = d
+	dirs := []string{"/run", "/run/unum"}
+	below, _ := filepath.Glob("/run/unum/*")
+	for _, dir := range append(dirs, below...) {
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); err != nil {
+			if dir == "/run" {
+				return err
+			}
+			continue // not there, which it need not be
 		}
-	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return err
-	}
-	if free := st.Bavail * uint64(st.Bsize); free < 64<<20 || st.Files > 0 && st.Ffree < 1000 {
-		return fmt.Errorf("%d MiB and %d files free in %s, 64 MiB and 1000 wanted: %w", free>>20, st.Ffree, dir, unix.ENOSPC)
+		if free := st.Bavail * uint64(st.Bsize); free < 64<<20 || st.Files > 0 && st.Ffree < 1000 {
+			return fmt.Errorf("%d MiB and %d files free in %s, 64 MiB and 1000 wanted: %w", free>>20, st.Ffree, dir, unix.ENOSPC)
+		}
 	}
 	return nil
 }
