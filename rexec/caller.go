@@ -23,6 +23,7 @@ type caller struct {
 	task     *sys.Task
 	path     string // as the caller wrote it
 	real     string // resolved, in the world
+	ino      uint64 // of real
 	argv     []string
 	env      []string
 	argvAddr uint64
@@ -166,6 +167,7 @@ func (h *Homes) resolve(c *caller) string {
 	if c.real, err = os.Readlink(self); err != nil {
 		return err.Error()
 	}
+	c.ino = st.Ino
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o111 == 0:
 		return "not an executable file"
@@ -342,6 +344,7 @@ func (h *Homes) gather(c *caller) (*Spec, error) {
 	}
 	s := &Spec{
 		Pid: t.Pid, Pgid: t.Pgid, Sid: t.Sid, Path: c.path, Argv: c.argv,
+		File: c.real, FileIno: c.ino,
 		Umask: t.Umask, Nice: t.Nice, Policy: t.Policy,
 		Uid: t.Uid, Gid: t.Gid, Groups: t.Groups,
 		CapInh: t.CapInh, CapPrm: t.CapPrm, CapEff: t.CapEff, CapBnd: t.CapBnd, CapAmb: t.CapAmb,
@@ -362,6 +365,11 @@ func (h *Homes) gather(c *caller) (*Spec, error) {
 	if strings.HasSuffix(s.Cwd, " (deleted)") || ownPlace(s.Cwd) {
 		return nil, fmt.Errorf("its working directory is %s: %w", s.Cwd, unum.ErrStaysHome)
 	}
+	var cwd unix.Stat_t
+	if err := unix.Stat(dir+"/cwd", &cwd); err != nil {
+		return nil, err
+	}
+	s.CwdIno = cwd.Ino
 	if s.Limits, err = sys.ReadLimits(t.Tgid); err != nil {
 		return nil, err
 	}

@@ -318,6 +318,9 @@ func (g *Guests) start(ctx context.Context, req *startReq) *startRes {
 
 func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 	spec := &req.Spec
+	if err := g.sees(spec); err != nil {
+		return err
+	}
 	spec.ctty = -1 // a body's session has its terminal from the agent
 	if req.TTY != nil {
 		if req.end, err = g.cfg.Terminal.Guests.Session(ctx, req.Place, req.TTY); err != nil {

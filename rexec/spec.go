@@ -38,6 +38,13 @@ type Spec struct {
 	Env  []string
 	Cwd  string
 
+	// What Path led to at home, and the directory. The guest must find the same
+	// there: a file system may be mounted on one node only. File is "" where
+	// nothing was looked up.
+	File    string
+	FileIno uint64
+	CwdIno  uint64
+
 	Umask   uint32
 	Limits  [16]unix.Rlimit
 	Nice    int
