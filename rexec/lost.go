@@ -89,7 +89,14 @@ func (h *Homes) confirm(taken []*placed) {
 				return
 			}
 			for _, pl := range res.Bodies {
-				if p := byID[pl.ID]; p != nil {
+				p := byID[pl.ID]
+				if p == nil {
+					continue
+				}
+				p.mu.Lock()
+				told := p.ended != nil // the guest forgot it since its end is known here
+				p.mu.Unlock()
+				if !told {
 					h.log.Warn("a body is gone", "pid", p.place.Pid, "node", p.place.Guest)
 					h.bereave(p)
 				}
