@@ -191,7 +191,7 @@ make -s prog && cp prog native && rm -f *.o prog || echo native fails
 UNUM_NODE=`+kind+` make -j6 prog > build.log 2>&1; r=$?
 [ $r = 0 ] || tail -5 build.log
 [ $(grep -c -- "-c -o" build.log) = 31 ] || { echo lines; cat build.log; }
-cmp prog native && echo same $r`, 100*time.Second, "same 0")
+cmp prog native && echo same $r`, 300*time.Second, "same 0")
 			})
 		}
 	}
