@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -77,7 +76,7 @@ func (c *Calls) Account(child int, u Usage) {
 
 // waits says whether a thread is in a wait, or may just be on its way into one.
 func waits(tid int) bool {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(tid) + "/syscall")
+	b, err := sys.ReadProc("/proc/" + strconv.Itoa(tid) + "/syscall")
 	if err != nil {
 		return false
 	}

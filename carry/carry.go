@@ -41,6 +41,18 @@ type Proc struct {
 	Pid     unum.Pid // in the world
 	PidFD   int      // borrowed; for pidfd_getfd
 	Uid     uint32   // effective
+
+	// Notes is what a kind has found out for one descriptor and needs for the
+	// next one of the same exec; the key is the kind's own type.
+	Notes map[any]any
+}
+
+// Note keeps v in Notes.
+func (p *Proc) Note(key, v any) {
+	if p.Notes == nil {
+		p.Notes = map[any]any{}
+	}
+	p.Notes[key] = v
 }
 
 // FD is one open file description of a caller that is about to be placed.

@@ -121,7 +121,7 @@ func same(pid int, of []*FD, num int) *FD {
 }
 
 func fdinfo(path string) (flags int, pos int64, err error) {
-	b, err := os.ReadFile(path)
+	b, err := sys.ReadProc(path)
 	if err != nil {
 		return 0, 0, err
 	}

@@ -70,7 +70,7 @@ func (r *Registry) Handle(n *seccomp.Notif) bool {
 
 // greet makes the Stub of a process that was expected.
 func (r *Registry) greet(n *seccomp.Notif) (*Stub, error) {
-	t, err := sys.ReadTask(n.Tid)
+	t, err := sys.ReadStatus(n.Tid)
 	if err != nil {
 		return nil, err
 	}

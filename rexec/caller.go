@@ -2,10 +2,12 @@ package rexec
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -262,8 +264,8 @@ func readPointers(pid int, at uint64, limit int) (ptrs []uint64, end bool, err e
 // maxStrings is what the kernel would take at most (3/4 of 8 MiB of stack).
 const maxStrings = 6 << 20
 
-// readVector reads argv or envp. The strings usually lie close together, then
-// they are read in one piece.
+// readVector reads argv or envp. The strings usually lie close together, in one
+// or two places (the stack and the heap); each place is read in one piece.
 func readVector(pid int, at uint64) ([]string, error) {
 	var ptrs []uint64
 	for {
@@ -283,23 +285,16 @@ func readVector(pid int, at uint64) ([]string, error) {
 	if len(ptrs) == 0 {
 		return nil, nil
 	}
-	lo, hi := ptrs[0], ptrs[0]
-	for _, p := range ptrs {
-		lo, hi = min(lo, p), max(hi, p)
-	}
 	out := make([]string, 0, len(ptrs))
-	var region []byte
-	if hi-lo < maxStrings {
-		region = make([]byte, (hi-lo+4096)&^4095+4096-lo%4096)
-		n, _ := sys.ReadMem(pid, lo, region)
-		region = region[:max(n, 0)]
+	places := placesOf(ptrs)
+	for i := range places {
+		places[i].read(pid)
 	}
 	for _, p := range ptrs {
-		if o := p - lo; o < uint64(len(region)) {
-			if j := bytes.IndexByte(region[o:], 0); j >= 0 {
-				out = append(out, string(region[o:o+uint64(j)]))
-				continue
-			}
+		i, _ := slices.BinarySearchFunc(places, p, func(a place, p uint64) int { return cmp.Compare(a.end, p) })
+		if text, ok := places[i].text(p); ok {
+			out = append(out, text)
+			continue
 		}
 		s, err := sys.ReadString(pid, p, maxStrings)
 		if err != nil {
@@ -308,6 +303,45 @@ func readVector(pid int, at uint64) ([]string, error) {
 		out = append(out, s)
 	}
 	return out, nil
+}
+
+// place is a stretch of memory with strings in it.
+type place struct {
+	from, end uint64 // of the first byte of the first and of the last string; it is read to the end of the page
+	b         []byte
+}
+
+// placeGap is how far apart strings may begin to be read in one piece.
+const placeGap = 16 << 10
+
+// placesOf puts pointers into places, in the order of addresses.
+func placesOf(ptrs []uint64) (out []place) {
+	sorted := slices.Clone(ptrs)
+	slices.Sort(sorted)
+	for _, p := range sorted {
+		if n := len(out); n > 0 && p-out[n-1].end <= placeGap && p-out[n-1].from < maxStrings {
+			out[n-1].end = p
+		} else {
+			out = append(out, place{from: p, end: p})
+		}
+	}
+	return out
+}
+
+func (a *place) read(pid int) {
+	a.b = make([]byte, a.end&^4095+4096-a.from)
+	n, _ := sys.ReadMem(pid, a.from, a.b)
+	a.b = a.b[:max(n, 0)]
+}
+
+// text returns the string at p, if all of it was read.
+func (a *place) text(p uint64) (string, bool) {
+	if o := p - a.from; o < uint64(len(a.b)) {
+		if j := bytes.IndexByte(a.b[o:], 0); j >= 0 {
+			return string(a.b[o : o+uint64(j)]), true
+		}
+	}
+	return "", false
 }
 
 // gather reads what the new process must be like. Its errors make the exec

@@ -1,10 +1,6 @@
 package sys
 
-import (
-	"os"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // KcmpFile says whether descriptor fd1 of pid1 and fd2 of pid2 are the same
 // open file description (man 2 kcmp, CONFIG_KCMP).
@@ -18,14 +14,4 @@ func KcmpFile(pid1, pid2, fd1, fd2 int) (bool, error) {
 		return false, e
 	}
 	return r == 0, nil
-}
-
-// ReadDirNames lists a directory, unsorted.
-func ReadDirNames(path string) ([]string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return f.Readdirnames(-1)
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +22,7 @@ var limitNames = [16]string{
 // order. It works for any process that can be seen: prlimit(2) refuses those of
 // other users without CAP_SYS_RESOURCE.
 func ReadLimits(pid int) (out [16]unix.Rlimit, err error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/limits")
+	b, err := ReadProc("/proc/" + strconv.Itoa(pid) + "/limits")
 	if err != nil {
 		return out, err
 	}

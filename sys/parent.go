@@ -2,7 +2,6 @@ package sys
 
 import (
 	"bytes"
-	"os"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +17,7 @@ type Birth struct {
 
 // ReadBirth reads it from /proc/PID/stat. A zombie still has one.
 func ReadBirth(pid int) (b Birth, err error) {
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	text, err := ReadProc("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return b, err
 	}
@@ -34,7 +33,7 @@ func ReadBirth(pid int) (b Birth, err error) {
 
 // Tgid returns the process that a thread belongs to.
 func Tgid(tid int) (int, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(tid) + "/status")
+	b, err := ReadProc("/proc/" + strconv.Itoa(tid) + "/status")
 	if err != nil {
 		return 0, err
 	}

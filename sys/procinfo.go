@@ -42,18 +42,30 @@ type Task struct {
 	Cstime uint64
 }
 
-// ReadTask reads /proc/TID/status and stat.
-func ReadTask(tid int) (*Task, error) {
-	dir := "/proc/" + strconv.Itoa(tid)
-	b, err := ReadProc(dir + "/status")
+// ReadStatus reads /proc/TID/status; the fields of Task that stat tells stay
+// empty.
+func ReadStatus(tid int) (*Task, error) {
+	path := "/proc/" + strconv.Itoa(tid) + "/status"
+	b, err := ReadProc(path)
 	if err != nil {
 		return nil, err
 	}
 	t := &Task{}
 	if err := t.status(b); err != nil {
-		return nil, fmt.Errorf("%s/status: %w", dir, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if b, err = ReadProc(dir + "/stat"); err != nil {
+	return t, nil
+}
+
+// ReadTask reads /proc/TID/status and stat.
+func ReadTask(tid int) (*Task, error) {
+	t, err := ReadStatus(tid)
+	if err != nil {
+		return nil, err
+	}
+	dir := "/proc/" + strconv.Itoa(tid)
+	b, err := ReadProc(dir + "/stat")
+	if err != nil {
 		return nil, err
 	}
 	if err := t.stat(b); err != nil {

@@ -3,7 +3,6 @@ package sys
 import (
 	"bytes"
 	"fmt"
-	"os"
 	"strconv"
 
 	"unum"
@@ -26,7 +25,7 @@ func statusField(b []byte, name string) []byte {
 // WorldPid returns the number that process pid of /proc has in the innermost
 // PID namespace it lives in.
 func WorldPid(pid int) (unum.Pid, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	b, err := ReadProc("/proc/" + strconv.Itoa(pid) + "/status")
 	if err != nil {
 		return 0, err
 	}

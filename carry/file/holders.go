@@ -3,7 +3,6 @@ package file
 import (
 	"bufio"
 	"bytes"
-	"os"
 	"slices"
 	"strconv"
 
@@ -59,7 +58,7 @@ func (k *Kinds) alone(p *carry.Proc, fd *carry.FD) (bool, error) {
 // parentOf returns a process' parent; 0 if it cannot be told. The name in
 // /proc/PID/stat may hold anything, so the field counts from its last ")".
 func parentOf(pid int) int {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	b, err := sys.ReadProc("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return 0
 	}
@@ -122,7 +121,7 @@ func holds(pid, owner, num int) bool {
 // hasLocks says whether a process holds a lock through a descriptor: fdinfo
 // has a line for each (proc_pid_fdinfo(5)).
 func hasLocks(pid, fd int) (bool, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/fdinfo/" + strconv.Itoa(fd))
+	b, err := sys.ReadProc("/proc/" + strconv.Itoa(pid) + "/fdinfo/" + strconv.Itoa(fd))
 	if err != nil {
 		return false, err
 	}
@@ -132,7 +131,7 @@ func hasLocks(pid, fd int) (bool, error) {
 // hasRecordLocks says whether one of those is a POSIX lock, which belongs to
 // the process and not to the description.
 func hasRecordLocks(pid, fd int) (bool, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/fdinfo/" + strconv.Itoa(fd))
+	b, err := sys.ReadProc("/proc/" + strconv.Itoa(pid) + "/fdinfo/" + strconv.Itoa(fd))
 	if err != nil {
 		return false, err
 	}

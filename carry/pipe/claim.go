@@ -37,14 +37,14 @@ func SoleReader(env *carry.Env, p *carry.Proc, fd *carry.FD) (bool, error) {
 // soleReader is SoleReader; doubt says that it must be looked again when the
 // exec is over.
 func soleReader(env *carry.Env, c *Carrier, p *carry.Proc, fd *carry.FD) (sole, doubt bool, err error) {
-	hs, err := holders(env, fd.Stat.Ino)
+	t, err := tableFor(env, p)
 	if err != nil {
 		return false, false, err
 	}
-	if h := holds(os.Getpid(), fd.Stat.Ino); h.read && !c.isIdle(fd.Stat.Ino) {
+	if h := t.self(fd.Stat.Ino); h.read && !c.isIdle(fd.Stat.Ino) {
 		return false, false, nil
 	}
-	for _, h := range hs {
+	for _, h := range t.holders(fd.Stat.Ino) {
 		if h.pid == p.HostPid || !h.read {
 			continue
 		}
@@ -61,14 +61,14 @@ func soleReader(env *carry.Env, c *Carrier, p *carry.Proc, fd *carry.FD) (sole, 
 // soleWriter is the same for the write end. A second writer is nothing wrong,
 // but then records must be kept whole.
 func soleWriter(env *carry.Env, p *carry.Proc, fd *carry.FD) (bool, error) {
-	hs, err := holders(env, fd.Stat.Ino)
+	t, err := tableFor(env, p)
 	if err != nil {
 		return false, err
 	}
-	if h := holds(os.Getpid(), fd.Stat.Ino); h.write {
+	if h := t.self(fd.Stat.Ino); h.write {
 		return false, nil
 	}
-	for _, h := range hs {
+	for _, h := range t.holders(fd.Stat.Ino) {
 		if h.pid != p.HostPid && h.write && atRest(env, h, p.HostPid, fd.Stat.Ino, false) == active {
 			return false, nil
 		}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -17,8 +18,9 @@ import (
 type holder struct {
 	pid         int
 	read, write bool
-	inherits    bool // through a descriptor that is not close-on-exec, for reading
-	inheritsW   bool // the same for writing
+	// Found out by holds only:
+	inherits  bool // through a descriptor that is not close-on-exec, for reading
+	inheritsW bool // the same for writing
 }
 
 // holders lists the processes of the world that have the pipe ino open. Not
@@ -28,51 +30,137 @@ func holders(env *carry.Env, ino uint64) ([]holder, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []holder
+	t := newTable()
 	for _, pid := range pids {
-		if h := holds(pid, ino); h.read || h.write {
-			out = append(out, h)
-		}
+		pipes(pid, ino, t.world)
 	}
-	return out, nil
+	return t.holders(ino), nil
 }
+
+// table says who holds which pipe.
+type table struct {
+	at    time.Time
+	world map[uint64][]held // by inode
+	own   map[uint64][]held // this process
+}
+
+// held is one descriptor that is a pipe.
+type held struct {
+	pid         int
+	num         string
+	read, write bool
+}
+
+func newTable() *table { return &table{world: map[uint64][]held{}, own: map[uint64][]held{}} }
+
+// survey lists the pipes of all processes of the world and of this one.
+func survey(env *carry.Env) (*table, error) {
+	t := newTable()
+	pids, err := env.WorldPids()
+	if err != nil {
+		return nil, err
+	}
+	for _, pid := range pids {
+		pipes(pid, 0, t.world)
+	}
+	pipes(os.Getpid(), 0, t.own)
+	t.at = time.Now()
+	return t, nil
+}
+
+// tableKey is the key of a table in carry.Proc.Notes.
+type tableKey struct{}
+
+// tableAge is how old a look may be for the next descriptor of the same exec. A
+// process that has come to hold a pipe since has it from one that is in the
+// table, and that one is looked at again (see atRest).
+const tableAge = time.Millisecond
+
+// tableFor is survey once for all pipes of an exec.
+func tableFor(env *carry.Env, p *carry.Proc) (*table, error) {
+	if t, ok := p.Notes[tableKey{}].(*table); ok && time.Since(t.at) < tableAge {
+		return t, nil
+	}
+	t, err := survey(env)
+	if err == nil {
+		p.Note(tableKey{}, t)
+	}
+	return t, err
+}
+
+// holders lists the processes that hold a pipe.
+func (t *table) holders(ino uint64) (out []holder) {
+	list := t.world[ino]
+	for len(list) > 0 {
+		n := 1
+		for n < len(list) && list[n].pid == list[0].pid {
+			n++
+		}
+		out = append(out, join(list[0].pid, list[:n]))
+		list = list[n:]
+	}
+	return out
+}
+
+// self says how this process holds a pipe.
+func (t *table) self(ino uint64) holder { return join(os.Getpid(), t.own[ino]) }
 
 // holds says how a process holds a pipe. A process that is gone holds nothing.
 func holds(pid int, ino uint64) holder {
-	h := holder{pid: pid}
-	dir := "/proc/" + strconv.Itoa(pid)
-	names, err := sys.ReadDirNames(dir + "/fd")
-	if err != nil {
-		return h
+	m := map[uint64][]held{}
+	pipes(pid, ino, m)
+	h := join(pid, m[ino])
+	for _, d := range m[ino] {
+		stays := !closesOnExec("/proc/" + strconv.Itoa(pid) + "/fdinfo/" + d.num)
+		h.inherits = h.inherits || d.read && stays
+		h.inheritsW = h.inheritsW || d.write && stays
 	}
-	want := fmt.Sprintf("pipe:[%d]", ino)
+	return h
+}
+
+// pipes adds the pipes that a process has open to m; only one unless ino is 0.
+func pipes(pid int, ino uint64, m map[uint64][]held) {
+	dir, err := sys.OpenDir("/proc/" + strconv.Itoa(pid) + "/fd")
+	if err != nil {
+		return
+	}
+	defer dir.Close()
+	names, _ := dir.Names()
 	var buf [64]byte
 	for _, n := range names {
-		path := dir + "/fd/" + n
-		m, err := unix.Readlink(path, buf[:])
-		if err != nil || string(buf[:m]) != want {
+		link, err := dir.Readlink(n, buf[:])
+		if err != nil {
+			continue
+		}
+		digits, ok := bytes.CutPrefix(link, []byte("pipe:["))
+		if !ok {
+			continue
+		}
+		at, err := strconv.ParseUint(string(bytes.TrimSuffix(digits, []byte("]"))), 10, 64)
+		if err != nil || ino != 0 && at != ino {
 			continue
 		}
 		// The mode of the link is the access mode of the description. proc(5)
 		var st unix.Stat_t
-		if unix.Lstat(path, &st) != nil {
+		if dir.Lstat(n, &st) != nil {
 			continue
 		}
-		stays := !closesOnExec(dir + "/fdinfo/" + n)
-		if st.Mode&unix.S_IRUSR != 0 {
-			h.read = true
-			h.inherits = h.inherits || stays
-		}
-		if st.Mode&unix.S_IWUSR != 0 {
-			h.write = true
-			h.inheritsW = h.inheritsW || stays
-		}
+		m[at] = append(m[at], held{pid, n, st.Mode&unix.S_IRUSR != 0, st.Mode&unix.S_IWUSR != 0})
+	}
+}
+
+// join makes one holder of a process's descriptors.
+func join(pid int, list []held) holder {
+	h := holder{pid: pid}
+	for _, d := range list {
+		h.read = h.read || d.read
+		h.write = h.write || d.write
 	}
 	return h
 }
 
 func closesOnExec(fdinfo string) bool {
-	b, err := os.ReadFile(fdinfo)
+	b, err := sys.ReadProc(fdinfo)
 	if err != nil {
 		return false
 	}
@@ -99,7 +187,7 @@ func stanceOf(pid, descendant int) stance {
 	if !ancestor(pid, descendant) || threads(pid) != 1 {
 		return active
 	}
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
+	b, err := sys.ReadProc(fmt.Sprintf("/proc/%d/syscall", pid))
 	f := statFields(pid)
 	if err != nil || f == nil {
 		return active
@@ -142,7 +230,7 @@ func isFork(nr int) bool {
 
 // onlyChild says if pid has no more than one child that lives.
 func onlyChild(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	b, err := sys.ReadProc(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	if err != nil {
 		return false // no CONFIG_PROC_CHILDREN: cannot tell
 	}
@@ -185,7 +273,7 @@ func threads(pid int) int {
 
 // statFields returns /proc/PID/stat from the state on, nil if there is none.
 func statFields(pid int) []string {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	b, err := sys.ReadProc(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return nil
 	}
