@@ -205,6 +205,7 @@ type home struct {
 	dirty   bool // the guest was told something since the last Sync
 	want    int64
 	offered bool
+	passed  bool // the offer of the node that we have the terminal from
 	release int64
 	linger  *time.Timer
 	queue   []message // for write
@@ -311,7 +312,7 @@ func (h *home) queued(ops ...op) bool {
 func (h *home) setWant(n int64) {
 	h.want = n
 	if n != 0 {
-		h.offered = false
+		h.offered, h.passed = false, false
 	}
 	h.up.wanted(h, n)
 	h.kickLocked()
@@ -331,10 +332,13 @@ func (h *home) kickLocked() {
 	}
 }
 
-// passOffer tells the guest that the node we have the terminal from has input.
+// passOffer tells the guest that the node we have the terminal from has input,
+// or none any more. While the guest wants some it need not know; read tells it
+// afterwards.
 func (h *home) passOffer(on bool) {
 	h.mu.Lock()
 	idle := h.want == 0
+	h.passed = idle && on
 	h.mu.Unlock()
 	if idle {
 		h.link.send(h.ctx, message{Op: opOffer, N: number(on)})

@@ -166,7 +166,11 @@ func (h *home) read(tty *os.File, rc syscall.RawConn) {
 		}
 		_ = tty.SetReadDeadline(time.Time{})
 		offered := h.offered
+		pass := h.want == 0 && !h.passed && h.up.hasOffer()
 		h.mu.Unlock()
+		if pass {
+			h.passOffer(true)
+		}
 
 		var re int16
 		err := rc.Read(func(fd uintptr) bool {

@@ -70,6 +70,10 @@ func (h *home) connect(wait *time.Duration) error {
 		h.link.mu.Lock()
 		h.link.got, h.link.done, h.link.acked = 0, 0, 0
 		h.link.mu.Unlock()
+		h.mu.Lock()
+		h.offered, h.passed = false, false // it knows of none
+		h.kickLocked()
+		h.mu.Unlock()
 	}
 	*wait = 20 * time.Millisecond
 	h.link.attach(h.ctx, ch, m.Ack, nil)
