@@ -200,10 +200,20 @@ func (c *Calls) go_(f func(ctx context.Context)) {
 }
 
 // here says whether a process with a number of another node's range runs on
-// this one as itself: a body, and not a stub that holds the number.
-func (c *Calls) here(pid unum.Pid) bool {
-	_, body := c.cfg.Placed.Home(pid)
-	return body
+// this one as itself: a body, and not a stub that holds the number. One that is
+// being born is a stub, root's, and is reached by its home; so is one that has
+// begun and is not known to have, but by itself.
+func (c *Calls) here(n *seccomp.Notif, pid unum.Pid) bool {
+	host, body := c.cfg.Placed.Bodies()[pid]
+	if !body || host != 0 {
+		return body
+	}
+	tgid, err := sys.Tgid(n.Tid)
+	if err != nil {
+		return false
+	}
+	self, err := c.cfg.World.ToWorld(tgid)
+	return err == nil && self == pid
 }
 
 // own says whether a number is not of another node's range.

@@ -95,7 +95,7 @@ func (c *Calls) askIDs(ctx context.Context, pid unum.Pid) *idsRes {
 // getids answers getpgid and getsid of a process of another node.
 func (c *Calls) getids(n *seccomp.Notif) {
 	pid := unum.Pid(int32(n.Args[0]))
-	if pid <= 0 || c.own(pid) || c.here(pid) {
+	if pid <= 0 || c.own(pid) || c.here(n, pid) {
 		n.Continue()
 		return
 	}

@@ -45,7 +45,7 @@ func (c *Calls) kill(n *seccomp.Notif) {
 		c.go_(func(ctx context.Context) { c.killDeputy(ctx, n, pid, sig) })
 		return
 	}
-	if away || c.own(pid) || c.here(pid) {
+	if away || c.own(pid) || c.here(n, pid) {
 		n.Continue()
 		return
 	}
@@ -63,7 +63,7 @@ func (c *Calls) threadKill(n *seccomp.Notif) {
 	}
 	tid, sig := unum.Pid(int32(args[0])), int(int32(args[1]))
 	// A body's first thread has its number: abort() and raise() come here.
-	if tid <= 0 || c.own(tid) || c.here(tid) {
+	if tid <= 0 || c.own(tid) || c.here(n, tid) {
 		n.Continue()
 		return
 	}

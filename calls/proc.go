@@ -40,7 +40,7 @@ func pidArg(n *seccomp.Notif) unum.Pid {
 // another node's.
 func (c *Calls) proc(n *seccomp.Notif) {
 	pid := pidArg(n)
-	if pid <= 0 || c.own(pid) || c.here(pid) {
+	if pid <= 0 || c.own(pid) || c.here(n, pid) {
 		n.Continue()
 		return
 	}
