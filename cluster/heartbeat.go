@@ -384,7 +384,10 @@ func (h *Heartbeats) notice(events []detect.Event) {
 func (h *Heartbeats) handle(ctx context.Context, e detect.Event) {
 	switch e.Kind {
 	case detect.Probe:
-		h.once(e, func() {
+		// One each tick, whatever became of those before: the first packet of one
+		// that falls into a short cut is sent again only after a second, and a
+		// link that is up every now and then must be noticed.
+		h.wg.Go(func() {
 			ctx, stop := context.WithTimeout(ctx, 4*h.cfg.Detect.Period)
 			defer stop()
 			if h.cfg.Link.Probe(ctx, e.ID) {

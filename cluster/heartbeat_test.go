@@ -18,8 +18,9 @@ import (
 type network struct {
 	mu    sync.Mutex
 	nodes map[unum.NodeID]*link
-	cut   map[[2]unum.NodeID]bool // nothing passes
-	hung  map[unum.NodeID]bool    // its kernel answers, its daemon does nothing
+	cut   map[[2]unum.NodeID]bool                 // nothing passes
+	hung  map[unum.NodeID]bool                    // its kernel answers, its daemon does nothing
+	probe func(context.Context, unum.NodeID) bool // instead of what cut says
 }
 
 type link struct {
@@ -69,10 +70,15 @@ func (l *link) HandleTell(_ string, f func(unum.NodeID, []byte)) {
 
 func (l *link) OnLink(func(unum.NodeID, unum.Incarnation, bool, bool)) {}
 
-func (l *link) Probe(_ context.Context, id unum.NodeID) bool {
+func (l *link) Probe(ctx context.Context, id unum.NodeID) bool {
 	l.net.mu.Lock()
-	defer l.net.mu.Unlock()
-	return !l.net.cut[[2]unum.NodeID{l.id, id}]
+	probe := l.net.probe
+	cut := l.net.cut[[2]unum.NodeID{l.id, id}]
+	l.net.mu.Unlock()
+	if probe != nil {
+		return probe(ctx, id)
+	}
+	return !cut
 }
 
 func (l *link) note(format string, args ...any) {
@@ -234,4 +240,31 @@ func TestHeartbeatsOfTwo(t *testing.T) {
 	if d := time.Since(began); d < 300*time.Millisecond {
 		t.Errorf("down after %v, before the lease ran out", d)
 	}
+}
+
+// A probe whose packet was lost keeps no later one from finding the host.
+func TestProbesDoNotWaitForEachOther(t *testing.T) {
+	n := &network{nodes: map[unum.NodeID]*link{}, cut: map[[2]unum.NodeID]bool{}, hung: map[unum.NodeID]bool{}}
+	w := mem.NewWorld(time.Minute)
+	var mu sync.Mutex
+	under, most := 0, 0
+	n.probe = func(ctx context.Context, _ unum.NodeID) bool {
+		mu.Lock()
+		under++
+		most = max(most, under)
+		mu.Unlock()
+		<-ctx.Done()
+		mu.Lock()
+		under--
+		mu.Unlock()
+		return false
+	}
+	start(t, w, n, "n1")
+	start(t, w, n, "n2")
+	n.isolate("n2", true)
+	eventually(t, "a second probe while the first hangs", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return most > 1
+	})
 }
