@@ -15,7 +15,7 @@ import (
 // Debug is what the daemon says of itself in STATE/debug.json when it gets
 // SIGUSR2. Beside it lies debug.txt: where every goroutine stands.
 type Debug struct {
-	Goroutines int
+	Goroutines int    // without those that wait for a call of another node
 	HeapInUse  uint64 // bytes, after a collection
 	Threads    int
 	FDs        int
@@ -49,7 +49,7 @@ func (d *Daemon) writeDebug() error {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	v := Debug{
-		Goroutines: runtime.NumGoroutine(), HeapInUse: m.HeapAlloc,
+		Goroutines: runtime.NumGoroutine() - d.wire.Idle(), HeapInUse: m.HeapAlloc,
 		Threads: entries("/proc/self/task"), FDs: entries("/proc/self/fd") - 1,
 		Stubs: d.stubs.Len(),
 	}

@@ -52,7 +52,8 @@ type session struct {
 
 	mu      sync.Mutex // guards below; held while a group is made
 	holders map[unum.Pid]*deputy.Stub
-	bodies  int // guarded by Guests.mu
+	bodies  int       // guarded by Guests.mu
+	left    time.Time // when the last body went; guarded by Guests.mu
 
 	wmu     sync.Mutex
 	waiting bool          // a round of waitProgram is queued
@@ -209,6 +210,7 @@ func (g *Guests) makeAgent(ctx context.Context, s *session, req *startReq) (*dep
 func (g *Guests) leave(s *session) {
 	g.mu.Lock()
 	s.bodies--
+	s.left = time.Now()
 	g.mu.Unlock()
 }
 
@@ -641,8 +643,22 @@ func (g *Guests) retire(s *session) {
 	empty := s.bodies == 0 && s.sid != rootSession
 	g.mu.Unlock()
 	if empty {
-		time.AfterFunc(idle, func() { g.sweep(s) })
+		time.AfterFunc(idle, func() {
+			g.mu.Lock()
+			unused := s.unused()
+			g.mu.Unlock()
+			if unused {
+				g.sweep(s)
+			}
+		})
 	}
+}
+
+// unused says whether a session has had no bodies for so long that its agent is
+// to end: the next command of a shell that runs one after the other finds it.
+// Preconditions: Guests.mu is held.
+func (s *session) unused() bool {
+	return s.bodies == 0 && s.sid != rootSession && time.Since(s.left) >= idle
 }
 
 // Sweep looks at all sessions.
@@ -650,7 +666,7 @@ func (g *Guests) Sweep() {
 	g.mu.Lock()
 	var all []*session
 	for _, s := range g.sessions {
-		if s.bodies == 0 && s.sid != rootSession {
+		if s.unused() {
 			all = append(all, s)
 		}
 	}

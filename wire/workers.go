@@ -53,6 +53,13 @@ func (w *workers) work(in *inbound) {
 	}
 }
 
+// Idle is how many goroutines wait for the next call; at most 32.
+func (e *Endpoint) Idle() int {
+	e.pool.mu.Lock()
+	defer e.pool.mu.Unlock()
+	return len(e.pool.idle)
+}
+
 // close lets the idle ones end and takes no more work.
 func (w *workers) close() {
 	w.mu.Lock()

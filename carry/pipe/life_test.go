@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -260,5 +262,24 @@ func TestBornAtTheSecondTry(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Home lets go before the guest has made its half: nobody waits for it.
+func TestHomeGoesBeforeTheGuestComes(t *testing.T) {
+	r := newRig(t)
+	_, pw := userPipe(t)
+	p := r.carry('w', pw, 0, false)
+	p.guest.Started(false)
+	p.guest.Close() // it was landed, and its body was refused
+	p.body.Close()
+	p.home.Close()
+	eventually(t, func() bool {
+		b := make([]byte, 1<<20)
+		return !strings.Contains(string(b[:runtime.Stack(b, true)]), "(*Carrier).await")
+	})
+	b := make([]byte, 1<<20)
+	if all := string(b[:runtime.Stack(b, true)]); strings.Contains(all, "(*Carrier).await") {
+		t.Errorf("somebody waits:\n%s", all)
 	}
 }

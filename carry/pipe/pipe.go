@@ -127,7 +127,7 @@ func (c *Carrier) accept(ctx context.Context, from unum.NodeID, msg []byte, ch u
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(c.ctx, cancel)()
-	h := c.await(ctx, hi.Key)
+	h, ch := c.overhear(ctx, ch, hi.Key)
 	if h != nil {
 		defer h.wg.Done()
 	}
@@ -136,13 +136,56 @@ func (c *Carrier) accept(ctx context.Context, from unum.NodeID, msg []byte, ch u
 		return
 	}
 	if h == nil || h.rec.Pl.Home != from {
-		ch.Send(ctx, []byte{mBye})
+		ch.Send(ctx, []byte{mBye}) // to nobody, if home has let go
 		ch.Close()
 		return
 	}
 	if h.serve(ctx, ch) == errBye {
 		h.end()
 	}
+}
+
+// overheard is a channel of which messages were received ahead.
+type overheard struct {
+	unum.Channel
+	early [][]byte
+}
+
+// overhear is await, which ends also when the peer closes the channel: a
+// placement that was refused has no guest half, and home lets go.
+func (c *Carrier) overhear(ctx context.Context, ch unum.Channel, k key) (*half, *overheard) {
+	o := &overheard{Channel: ch}
+	if h, decided := c.look(k); decided {
+		return h, o
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			msg, err := ch.Recv(ctx)
+			if err != nil {
+				stop()
+				return
+			}
+			o.early = append(o.early, msg)
+		}
+	}()
+	h := c.await(ctx, k)
+	stop()
+	<-done
+	return h, o
+}
+
+// Recv implements unum.Channel. It is for one goroutine.
+func (o *overheard) Recv(ctx context.Context) ([]byte, error) {
+	if len(o.early) == 0 {
+		return o.Channel.Recv(ctx)
+	}
+	msg := o.early[0]
+	o.early = o.early[1:]
+	return msg, nil
 }
 
 // enter counts a goroutine of the carrier; false if it is closed.
@@ -161,18 +204,24 @@ func (c *Carrier) enter() bool {
 func (c *Carrier) await(ctx context.Context, k key) (h *half) {
 	ctx, cancel := context.WithTimeout(ctx, landWait)
 	defer cancel()
-	c.landed.wait(ctx, nil, func() bool {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if _, gone := c.ended[k]; gone || k.Side != guest {
-			return true
-		}
-		if h = c.halves[k]; h != nil {
-			h.wg.Add(1)
-		}
-		return h != nil
+	c.landed.wait(ctx, nil, func() (decided bool) {
+		h, decided = c.look(k)
+		return decided
 	})
 	return h
+}
+
+// look is await as things stand; not decided if there is something to wait for.
+func (c *Carrier) look(k key) (h *half, decided bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, gone := c.ended[k]; gone || k.Side != guest {
+		return nil, true
+	}
+	if h = c.halves[k]; h != nil {
+		h.wg.Add(1)
+	}
+	return h, h != nil
 }
 
 // forget takes h off the books. A half whose body was never born has said no
