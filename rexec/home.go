@@ -300,28 +300,55 @@ func (h *Homes) convert(ctx context.Context, c *caller, p *placed) error {
 	if err != nil {
 		return err
 	}
-	gone := make(chan struct{})
-	if fd, err := sys.PidfdOpen(p.Host); err == nil {
-		go func() {
-			sys.PidfdWait(fd)
-			unix.Close(fd)
-			close(gone)
-		}()
-	} else {
-		close(gone)
-	}
-	var stub *deputy.Stub
-	select {
-	case stub = <-hello:
-	case <-gone:
-		select {
-		case stub = <-hello:
-		default:
-			return errors.New("the caller was killed meanwhile")
-		}
+	stub, err := greeted(p.Host, hello)
+	if err != nil {
+		return err
 	}
 	h.run(p, stub)
 	return nil
+}
+
+// helloSoon is when a converted caller's hello is late: it may never come.
+const helloSoon = 50 * time.Millisecond
+
+// greeted waits for the hello of a caller that was converted. Its end is looked
+// for only when the hello is late: the watch would stand as long as the deputy.
+func greeted(host int, hello <-chan *deputy.Stub) (*deputy.Stub, error) {
+	killed := errors.New("the caller was killed meanwhile")
+	fd, err := sys.PidfdOpen(host)
+	if err != nil {
+		select {
+		case stub := <-hello:
+			return stub, nil
+		default:
+			return nil, killed
+		}
+	}
+	late := time.NewTimer(helloSoon)
+	defer late.Stop()
+	select {
+	case stub := <-hello:
+		unix.Close(fd)
+		return stub, nil
+	case <-late.C:
+	}
+	gone := make(chan struct{})
+	go func() {
+		sys.PidfdWait(fd)
+		unix.Close(fd)
+		close(gone)
+	}()
+	select {
+	case stub := <-hello:
+		return stub, nil
+	case <-gone:
+	}
+	select {
+	case stub := <-hello:
+		return stub, nil
+	default:
+		return nil, killed
+	}
 }
 
 // run starts a deputy's life: the body runs, the deputy exists.

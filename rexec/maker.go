@@ -187,7 +187,7 @@ func (m *maker) make(ctx context.Context, b *birth) (*deputy.Stub, error) {
 		inject = append(inject, deputy.Injection{File: mount, Num: mountNum, Cloexec: true})
 	}
 	// The kernel closes the write end when the exec succeeds.
-	r, w, err := os.Pipe()
+	r, w, err := readyPipe()
 	if err != nil {
 		return nil, err
 	}
@@ -244,6 +244,21 @@ func (m *maker) make(ctx context.Context, b *birth) (*deputy.Stub, error) {
 	}
 	m.reg.Forget(s)
 	return s, nil
+}
+
+// readyPipe is os.Pipe whose write end is not in the netpoller: nobody here
+// writes.
+func readyPipe() (r, w *os.File, err error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	if err := unix.SetNonblock(p[0], true); err != nil {
+		unix.Close(p[0])
+		unix.Close(p[1])
+		return nil, nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(p[0]), "ready"), os.NewFile(uintptr(p[1]), "ready"), nil
 }
 
 // undo ends a newborn whose program failed and waits until it is gone, so that
