@@ -23,9 +23,11 @@ import (
 //     daemon serves that pipe to that body;
 //   - an ancestor of p that waits for its only child, and so can do nothing
 //     before this branch of the tree ends or stops;
-//   - the parent of p, suspended in vfork: mostly it will wait, or close what it
-//     has made for the child. The home half looks again when the exec is over,
-//     before it carries anything; see contest.go.
+//   - the parent of p, suspended in vfork, or a thread of it is: mostly it will
+//     wait, or close what it has made for the child. The home half looks again
+//     when the exec is over, before it carries anything; see contest.go;
+//   - a process that was born in vfork and has not executed yet, if the exec will
+//     close the descriptor: a sibling of p, made at the same time.
 //
 // Anything else, also what cannot be found out, makes it false. That p has the
 // pipe's other end as well makes no difference here.
@@ -88,7 +90,7 @@ const (
 // waiting; spawning if that will be seen when p has executed; active if not. A
 // holder that has closed it meanwhile counts as waiting.
 func atRest(env *carry.Env, h holder, pid int, ino uint64, read bool) stance {
-	if env.Deputy != nil && env.Deputy(h.pid) {
+	if env.Deputy != nil && env.Deputy(h.pid) || h.passing(read) {
 		return waiting
 	}
 	for i := 0; ; i++ {
@@ -107,6 +109,14 @@ func atRest(env *carry.Env, h holder, pid int, ino uint64, read bool) stance {
 		}
 		time.Sleep(lookPause)
 	}
+}
+
+// passing says if a holder has its end only until its exec, which is to come.
+func (h *holder) passing(read bool) bool {
+	if read && h.inherits || !read && h.inheritsW {
+		return false
+	}
+	return unborn(h.pid)
 }
 
 // Claim implements carry.Kind.

@@ -229,7 +229,7 @@ func (c *Carrier) alone(ino uint64, caller int) bool {
 		return false
 	}
 	for _, h := range hs {
-		if h.read && !(c.env.Deputy != nil && c.env.Deputy(h.pid)) && stanceOf(h.pid, caller) != waiting {
+		if h.read && !(c.env.Deputy != nil && c.env.Deputy(h.pid)) && !h.passing(true) && stanceOf(h.pid, caller) != waiting {
 			return false
 		}
 	}

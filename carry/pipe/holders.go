@@ -178,13 +178,21 @@ const (
 	active   stance = iota // may do anything
 	busy                   // runs, so it may come to rest in a moment
 	waiting                // does nothing until its only child ends
-	spawning               // suspended in vfork until the child has executed
+	spawning               // suspended in vfork until the child has executed, or a thread of it is
 )
 
 // stanceOf says how pid stands to its descendant. Preconditions: neither is a
 // zombie.
 func stanceOf(pid, descendant int) stance {
-	if !ancestor(pid, descendant) || threads(pid) != 1 {
+	if !ancestor(pid, descendant) {
+		return active
+	}
+	if threads(pid) != 1 {
+		// A runtime that starts a program in one of its threads: what it made
+		// for the child it closes when the exec is over.
+		if parent(descendant) == pid && unborn(descendant) {
+			return spawning
+		}
 		return active
 	}
 	b, err := sys.ReadProc(fmt.Sprintf("/proc/%d/syscall", pid))
@@ -226,6 +234,17 @@ func isWait(nr int) bool {
 
 func isFork(nr int) bool {
 	return nr == unix.SYS_CLONE || nr == unix.SYS_CLONE3 || nr == sysVfork
+}
+
+// unborn says if a process still uses its parent's memory: it was made by vfork
+// or the like, and is on its way to its exec.
+func unborn(pid int) bool {
+	p := parent(pid)
+	if p <= 1 {
+		return false
+	}
+	same, err := sys.KcmpVM(p, pid)
+	return err == nil && same
 }
 
 // onlyChild says if pid has no more than one child that lives.
