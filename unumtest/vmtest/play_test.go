@@ -55,7 +55,7 @@ func TestPlay(t *testing.T) {
 	im.Copy("/usr/bin/unum", unumBinary(t))
 	im.Data("/vm/sample.sh", 0o755, sampleScript)
 	im.Modules(modulesOfPlay...)
-	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Minute)
 	defer cancel()
 	res, err := k.Run(ctx, Config{Memory: 3072, Console: &console{t: t}}, im, []Command{
 		{Name: "doctor", Script: "exec unum doctor", Timeout: time.Minute},

@@ -54,7 +54,7 @@ func TestBoot(t *testing.T) {
 	im := &Image{}
 	im.Programs("sh", "uname", "false", "cat")
 	im.Modules("fuse", "veth", "bridge")
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	res, err := k.Run(ctx, Config{Console: &console{t: t}}, im, []Command{
 		{Name: "uname", Script: "uname -r"},
