@@ -11,10 +11,13 @@
 // that is accepted, is such an answer (Answered); while one is younger than a
 // detection period, agreement does not count and only the lease decides.
 //
+// A node is probed from the time on when it has been silent for two thirds of that:
+// a heartbeat that was lost in a short cut comes again late, a probe does not.
+//
 // An observer that was itself late knows nothing of others: when a tick comes
 // more than one period late, the lost time counts for nobody's silence.
 //
-// While nobody is suspected every second tick is left out (Next): most of what
+// While nobody is late every second tick is left out (Next): most of what
 // an idle node costs is its heartbeats.
 package detect
 
@@ -189,6 +192,12 @@ func (d *Detector) Tick(now time.Duration) []Event {
 	}
 	for _, m := range d.sorted() {
 		if !m.suspect {
+			if now-m.heard >= d.silence()*2/3 {
+				// An answer in good time keeps a link that is cut for a moment, again
+				// and again, from looking like a host that does not answer at all.
+				d.next = d.cfg.Period
+				out = append(out, Event{Kind: Probe, ID: m.ID, Epoch: m.Epoch})
+			}
 			continue
 		}
 		d.next = d.cfg.Period

@@ -95,25 +95,42 @@ func start(t *testing.T, nodes int) *cluster {
 	return c
 }
 
-// up counts the nodes that are up and have told their load.
-func (c *cluster) up() int {
-	var nodes []struct {
-		State string
-		Load  struct{ CPUs float64 }
-	}
+// nodeRow is what `unum nodes` says of a node, as far as it is used here.
+type nodeRow struct {
+	ID    string `json:"node"`
+	State string
+	Load  struct{ CPUs float64 }
+}
+
+func (c *cluster) nodes() (rows []nodeRow) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	out, _ := c.unum(ctx, "nodes", "--json").Output()
-	if json.Unmarshal(out, &nodes) != nil {
-		return 0
+	if json.Unmarshal(out, &rows) != nil {
+		return nil
 	}
+	return rows
+}
+
+// up counts the nodes that are up and have told their load.
+func (c *cluster) up() int {
 	n := 0
-	for _, x := range nodes {
+	for _, x := range c.nodes() {
 		if x.State == "up" && x.Load.CPUs > 0 {
 			n++
 		}
 	}
 	return n
+}
+
+// down says whether a node is declared lost.
+func (c *cluster) down(id string) bool {
+	for _, x := range c.nodes() {
+		if x.ID == id {
+			return x.State == "down"
+		}
+	}
+	return false
 }
 
 // unum is a command line against the cluster, from outside.

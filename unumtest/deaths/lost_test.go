@@ -108,3 +108,50 @@ func TestCoordinatorEnds(t *testing.T) {
 		t.Errorf("exit %d", code)
 	}
 }
+
+// A guest is lost, and back as another node, while the daemon of the home of
+// its bodies is away: home learns of it when it has a daemon again.
+func TestGuestIsLostWhileHomeIsAway(t *testing.T) {
+	c := start(t, 4)
+	j := c.run(`UNUM_NODE=n2 bash -c 'UNUM_NODE=n3 sleep 1000; echo status $?'`)
+	c.await("the body", 1, func() []int { return c.find(2, "sleep") })
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			c.killService(1, "daemon")
+			select {
+			case <-stop:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}()
+	defer func() { <-stopped }()
+	ups := func(n int) {
+		t.Helper()
+		for end := time.Now().Add(6 * time.Second); c.up() != n; time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(end) {
+				close(stop)
+				t.Fatalf("%d nodes are up, want %d", c.up(), n)
+			}
+		}
+	}
+	ups(3) // n2 is suspect
+	if err := c.SetLink(2, false); err != nil {
+		t.Fatal(err)
+	}
+	ups(2)
+	for end := time.Now().Add(4 * time.Second); !c.down("n3"); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			close(stop)
+			t.Fatal("n3 is not declared lost")
+		}
+	}
+	if err := c.SetLink(2, true); err != nil {
+		t.Fatal(err)
+	}
+	ups(3)
+	close(stop)
+	j.want(20*time.Second, 0, "status 137")
+}
