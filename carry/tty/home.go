@@ -24,6 +24,9 @@ type Homes struct {
 	mu     sync.Mutex
 	closed bool
 	homes  map[homeKey]*home
+
+	pressMu sync.Mutex // comes before home.mu
+	presses map[press]*keypress
 }
 
 type homeKey struct {
@@ -211,7 +214,6 @@ type home struct {
 	queue   []message // for write
 	syncs   map[int64]chan struct{}
 	syncID  int64
-	keys    map[unix.Signal]*keypress
 
 	writec   chan struct{}
 	kickc    chan struct{}
@@ -225,7 +227,6 @@ func newHome(hs *Homes, key homeKey, d *Desc) *home {
 	h := &home{
 		hs: hs, k: hs.k, key: key, desc: d, life: rand.Uint64(),
 		ends: map[*HomeEnd]struct{}{}, syncs: map[int64]chan struct{}{},
-		keys:   map[unix.Signal]*keypress{},
 		writec: make(chan struct{}, 1), kickc: make(chan struct{}, 1),
 	}
 	h.ctx, h.cancel = context.WithCancel(hs.k.ctx)

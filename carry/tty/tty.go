@@ -30,7 +30,7 @@
 // and both halves note on a mapped page how far output has come (page). What
 // home had read and not yet sent is lost with it.
 //
-// Locks: Line.fgMu, Homes.mu, home.telling, home.mu, Guests.mu, Line.io, Line.mu
+// Locks: Line.fgMu, Homes.mu, Homes.pressMu, home.telling, home.mu, Guests.mu, Line.io, Line.mu
 // and link.mu, in this order. home.take comes before home.telling. Line.io is
 // never held over what waits, and no lock but Line.fgMu over a call to an Agent.
 package tty
@@ -83,7 +83,7 @@ func New(cfg Config) (*Kind, error) {
 		k.log = slog.New(slog.DiscardHandler)
 	}
 	k.ctx, k.cancel = context.WithCancel(context.Background())
-	k.Homes = &Homes{k: k, homes: map[homeKey]*home{}}
+	k.Homes = &Homes{k: k, homes: map[homeKey]*home{}, presses: map[press]*keypress{}}
 	k.Guests = &Guests{k: k, lines: map[lineKey]*Line{}, elsewhere: map[lineKey]bool{}, made: make(chan struct{})}
 	k.Guests.resume()
 	cfg.Accept(Service, k.Guests.accept)
