@@ -36,6 +36,15 @@ type caller struct {
 
 const hintKey = "UNUM_NODE="
 
+// parentOf returns the world's number of a task's parent, 0 if it is outside.
+func parentOf(t *sys.Task) unum.Pid {
+	pid, err := sys.WorldPid(t.Ppid)
+	if err != nil {
+		return 0
+	}
+	return pid
+}
+
 // look decides about an exec as far as it is cheap. It returns nil for an exec
 // that runs here, with a reason if there is more to say than that nothing else
 // was asked for.
@@ -83,7 +92,7 @@ func (h *Homes) look(n *seccomp.Notif) (*caller, string) {
 		}
 	}
 	c.dest = h.cfg.Place(sched.Request{
-		Pid: c.task.Pid, Path: c.path, Argv: c.argv, Hint: hint,
+		Pid: c.task.Pid, Parent: parentOf(c.task), Path: c.path, Argv: c.argv, Hint: hint,
 		Caller: h.cfg.Node, Home: h.cfg.Node,
 		Guest:       h.foreign(c.task.Sid),
 		Avoid:       h.avoid(c.task),

@@ -54,9 +54,17 @@ func (s *Scheduler) auto(now int64, v View, r Request, key string) Decision {
 	if known {
 		d = h.used
 	}
+	// What a job starts and waits for is no task more, here; nor is a guest's.
+	within := r.Parent != r.Pid && s.waiter(r.Parent, r.Caller)
+	extra := 1.0
+	if r.Guest || within {
+		extra = 0
+	}
 	stay := func(why string) Decision {
 		dec := Decision{Node: r.Caller, Why: why, Observe: s.observe(h, known)}
-		if dec.Observe {
+		if dec.Observe && within {
+			s.beginIn(now, r.Parent, r.Pid, key, here.slow(extra))
+		} else if dec.Observe {
 			s.begin(now, r.Pid, r.Caller, key, here.slow(1))
 		}
 		return dec
@@ -69,7 +77,7 @@ func (s *Scheduler) auto(now int64, v View, r Request, key string) Decision {
 		if known && d < s.cfg.Short {
 			return stay("short")
 		}
-		if here.crowd(1) <= 1 {
+		if here.crowd(extra) <= 1 {
 			return stay("there is room here")
 		}
 		if !known && r.Interactive && here.crowd(1) <= 2 {
@@ -85,13 +93,8 @@ func (s *Scheduler) auto(now int64, v View, r Request, key string) Decision {
 		s.begin(now, r.Pid, best.info.ID, key, best.slow(1))
 		return Decision{Node: best.info.ID, Why: "no memory left here"}
 	}
-	// A guest's parent mostly waits for it, and counts already.
-	extra := 1.0
-	if r.Guest {
-		extra = 0
-	}
 	lh, lb := here.slow(extra), best.slow(1)
-	if r.Guest && lh < 2*lb {
+	if (r.Guest || within) && lh < 2*lb {
 		return stay("where its parent was placed")
 	}
 	// Reports are noisy, and the caller's parent counts here although it will

@@ -27,10 +27,12 @@ type View struct {
 
 // Request is one exec that waits for its place.
 type Request struct {
-	Pid  unum.Pid
-	Path string   // of the file that would be executed, resolved
-	Argv []string // any bytes
-	Hint string   // value of UNUM_NODE
+	Pid unum.Pid
+	// Parent is the caller's parent, 0 if that is not known.
+	Parent unum.Pid
+	Path   string   // of the file that would be executed, resolved
+	Argv   []string // any bytes
+	Hint   string   // value of UNUM_NODE
 	// Caller is the node where the process runs now, Home where it was born
 	// and where its descriptors are.
 	Caller, Home unum.NodeID
@@ -98,6 +100,9 @@ type job struct {
 	key  string
 	at   int64
 	slow float64 // how crowded the node was, at least 1
+	// in is the job that started this one and waits for it: the two are one
+	// task. waits is the one that it waits for. 0 if none.
+	in, waits unum.Pid
 }
 
 // New returns a scheduler that knows nothing yet.
@@ -268,7 +273,34 @@ func (s *Scheduler) begin(now int64, pid unum.Pid, node unum.NodeID, key string,
 	s.book(node).add(now, +1)
 }
 
+// beginIn is begin for the one child that a job on the same node waits for:
+// they are one task. Preconditions: s.waiter(parent, node).
+func (s *Scheduler) beginIn(now int64, parent, pid unum.Pid, key string, slow float64) {
+	p := s.live[parent]
+	p.waits = pid
+	s.live[parent] = p
+	s.live[pid] = job{node: p.node, key: key, at: now, slow: slow, in: parent}
+}
+
+// waiter says whether a process is a job on that node which waits for nobody
+// yet: its first child takes its place, the next is a task more.
+func (s *Scheduler) waiter(pid unum.Pid, node unum.NodeID) bool {
+	j, ok := s.live[pid]
+	return ok && j.node == node && j.waits == 0
+}
+
 func (s *Scheduler) end(now int64, pid unum.Pid, j job) {
 	delete(s.live, pid)
-	s.book(j.node).add(now, -1)
+	if p, ok := s.live[j.in]; ok && p.waits == pid {
+		p.waits = 0 // goes on itself
+		s.live[j.in] = p
+	} else {
+		s.book(j.node).add(now, -1)
+	}
+	// Whoever it waited for outlives it, and is the task now.
+	if c, ok := s.live[j.waits]; ok && c.in == pid {
+		c.in = 0
+		s.live[j.waits] = c
+		s.book(c.node).add(now, +1)
+	}
 }

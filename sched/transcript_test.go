@@ -182,5 +182,7 @@ func (st *stage) place(opt map[string]string, argv []string) (Decision, unum.Pid
 		st.pid++
 		r.Pid = st.pid
 	}
+	parent, _ := strconv.Atoi(opt["parent"])
+	r.Parent = unum.Pid(parent)
 	return st.s.Place(st.now, st.view, r), r.Pid
 }
