@@ -385,6 +385,9 @@ func (h *Homes) gather(c *caller) (*Spec, error) {
 	} else if kids {
 		return nil, fmt.Errorf("it has children here: %w", unum.ErrStaysHome)
 	}
+	if name := sharedMemory(dir); name != "" {
+		return nil, fmt.Errorf("it has %s mapped, which only this node has: %w", name, unum.ErrStaysHome)
+	}
 	s := &Spec{
 		Pid: t.Pid, Pgid: t.Pgid, Sid: t.Sid, Path: c.path, Argv: c.argv,
 		File: c.real, FileIno: c.ino,
