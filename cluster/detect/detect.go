@@ -85,6 +85,7 @@ type member struct {
 	answered time.Duration // last sign of its host; no sign yet if before heard
 	suspect  bool
 	since    time.Duration // when suspicion began
+	probed   time.Duration // when the first probe of this silence was asked for; before heard: not yet
 	inc      unum.Incarnation
 	thinks   []Suspicion // what it said last
 }
@@ -180,9 +181,15 @@ func (d *Detector) Tick(now time.Duration) []Event {
 			m.heard = min(now, m.heard+late)
 			m.answered = min(now, m.answered+late)
 			m.since = min(now, m.since+late)
+			m.probed = min(now, m.probed+late)
 		}
 	}
 	d.next = 2 * d.cfg.Period
+	for _, m := range d.members {
+		if now-m.heard >= d.silence()*2/3 && m.probed <= m.heard {
+			m.probed = now
+		}
+	}
 	var out []Event
 	for _, m := range d.sorted() {
 		if !m.suspect && now-m.heard >= d.silence() {
@@ -208,7 +215,9 @@ func (d *Detector) Tick(now time.Duration) []Event {
 			out = append(out, Event{Kind: Probe, ID: m.ID, Epoch: m.Epoch})
 		default:
 			out = append(out, Event{Kind: Probe, ID: m.ID, Epoch: m.Epoch})
-			if by := d.witness(m); by != "" && now-m.since >= 2*d.cfg.Period {
+			// Three periods after the suspicion: until then the node, if it is cut off,
+			// has seen that it is (Isolated), and has halted what runs there.
+			if by := d.witness(m); by != "" && now-m.since >= 3*d.cfg.Period {
 				out = append(out, Event{Lost, m.ID, m.Epoch, "silent to " + string(min(d.self, by)) + " and " + string(max(d.self, by))})
 			}
 		}
@@ -232,7 +241,7 @@ func (d *Detector) witness(m *member) unum.NodeID {
 func (d *Detector) Suspects() []Suspicion {
 	var out []Suspicion
 	for _, m := range d.sorted() {
-		if m.suspect && d.last-m.answered >= d.silence() && d.last-m.since >= d.cfg.Period {
+		if m.suspect && d.last-m.answered >= d.silence() && m.probed > m.heard && d.last-m.probed >= d.cfg.Period {
 			out = append(out, Suspicion{m.ID, m.Epoch})
 		}
 	}
