@@ -1,0 +1,97 @@
+// Package suites runs what others wrote to test shells and make: their own
+// suites, unmodified, natively as the control and then in a play, every exec
+// on another node than its caller's. A test that passes natively passes in the
+// play. To add a suite is to add an entry to the table.
+//
+//	UNUM_LONG=1 go test -v ./unumtest/suites
+//	UNUM_LONG=1 UNUM_SUITES='^make$' go test -v ./unumtest/suites
+//
+// The sources are Debian's, fetched by apt-get source, and built natively; the
+// tests of both runs lie at the same path.
+package suites
+
+import "strings"
+
+// suite is one package's tests.
+type suite struct {
+	name  string
+	pkg   string   // Debian's source package
+	needs []string // programs, beside a C compiler and make
+	// build is run once, natively, in the unpacked source.
+	build string
+	// tests is run in a copy of what was built. It writes a line a test, its
+	// name, a space, how it ended; other lines would be tests too. $out is a
+	// scratch directory.
+	tests string
+	// known are tests that may end otherwise in a play, and why; "Known
+	// differences" in ARCHITECTURE.md has the reasons at length.
+	known map[string]string
+}
+
+const scriptFromPipe = "a pipe whose read end others hold looks like a regular file, and mksh seeks in it"
+
+var all = []suite{
+	{
+		// The program under test is the machine's own make, of the same source.
+		name: "make", pkg: "make-dfsg", needs: []string{"perl"},
+		build: `cd tests && sed "s/'@AR@'/'ar'/; s/'@CC@'/'gcc'/; s/'@CPP@'/'gcc -E'/; s/'@USE_SYSTEM_GLOB@'/'yes'/; s/@[A-Z_]*@//" config-flags.pm.in > config-flags.pm
+# The driver empties the environment.
+sed -i "s/'LOGNAME'/'UNUM_NODE', &/" test_driver.pl && grep -q UNUM_NODE test_driver.pl`,
+		tests: `cd tests && perl run_make_tests.pl -make /usr/bin/make -srcdir .. 2>&1 | sed -n 's|^\([a-z]*/[^ ]*\) \.\.\.* *|\1 |p'`,
+	},
+	{
+		name: "bash", pkg: "bash",
+		build: `./configure -q CFLAGS=-O1 && make -s -j4 && make -s recho zecho printenv xcase && cp recho zecho printenv xcase tests/`,
+		tests: `cd tests
+export BUILD_DIR=${PWD%/*} THIS_SH=${PWD%/*}/bash PATH=$PWD:$PATH TMPDIR=$out BASH_TSTOUT=$out/tstout
+for x in run-*; do
+	case $x in run-all | run-minimal | run-gprof) continue ;; esac
+	timeout --foreground -k 2 120 sh $x >/dev/null 2>&1
+	echo $x $?
+done`,
+	},
+	{
+		name: "mksh", pkg: "mksh", needs: []string{"perl"},
+		build: `sh Build.sh -r`,
+		tests: `./test.sh -v -e UNUM_NODE=$UNUM_NODE 2>&1 | sed -n 's/^\(pass\|FAIL\) \(.*\)/\2 \1/p'`,
+		known: map[string]string{
+			"./check.t:comsub-torture":    scriptFromPipe,
+			"./check.t:comsub-torture-io": scriptFromPipe,
+		},
+	},
+	{
+		name: "busybox-ash", pkg: "busybox",
+		build: `make defconfig && sed -i 's/CONFIG_TC=y/# CONFIG_TC is not set/' .config && make oldconfig && make -s -j4
+cd shell/ash_test && ln -s ../../busybox ash && cp ../../.config . && for p in printenv recho zecho; do gcc -O2 -w -o $p $p.c; done`,
+		tests: `cd shell/ash_test && eval $(sed -n 's/^CONFIG/export &/p' .config)
+export PATH=$PWD:$PATH THIS_SH=$PWD/ash
+for x in ash-*/*.tests; do
+	[ -x $x ] && [ -e ${x%.tests}.right ] || continue
+	(cd ${x%/*} && timeout --foreground -k 2 60 $THIS_SH ./${x##*/} 2>&1) | grep -va '^ash: using fallback suid' | diff -q - ${x%.tests}.right >/dev/null
+	echo $x $?
+done`,
+	},
+}
+
+// verdicts reads what a suite's tests have written.
+func verdicts(out string) map[string]string {
+	m := map[string]string{}
+	for line := range strings.Lines(out) {
+		name, end, _ := strings.Cut(strings.TrimSpace(line), " ")
+		m[name] = end
+	}
+	return m
+}
+
+// differing lists the tests that ended otherwise than the control's.
+func differing(control, got map[string]string) map[string]string {
+	m := map[string]string{}
+	for name, end := range control {
+		if g, ok := got[name]; !ok {
+			m[name] = "did not run"
+		} else if g != end {
+			m[name] = g
+		}
+	}
+	return m
+}
