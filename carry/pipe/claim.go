@@ -111,6 +111,13 @@ func atRest(env *carry.Env, h holder, pid int, ino uint64, read bool) stance {
 	}
 }
 
+// broken says if the write end f has no reader.
+func broken(f *os.File) bool {
+	p := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLOUT}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n == 1 && p[0].Revents&unix.POLLERR != 0
+}
+
 // passing says if a holder has its end only until its exec, which is to come.
 func (h *holder) passing(read bool) bool {
 	if read && h.inherits || !read && h.inheritsW {
@@ -163,6 +170,10 @@ func (k *kind) Claim(ctx context.Context, p *carry.Proc, fd *carry.FD) (*carry.D
 		return nil, err
 	}
 	defer f.Close()
+	if k.dir == 'w' && broken(f) {
+		// Its first write must fail, and not the one after the news has come.
+		return nil, stays("a pipe that nobody reads any more")
+	}
 	if dd.Size, err = sys.PipeSize(f); err != nil {
 		return nil, err
 	}
