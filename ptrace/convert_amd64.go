@@ -57,6 +57,39 @@ type Redirect struct {
 	Argv   uint64         // the caller's own argument vector
 	Nul    uint64         // address of a zero byte in the caller's memory
 	Cookie uint64         // lets the exec through the filter
+	Held   bool           // Hold was called
+}
+
+// Hold seizes the caller of a trapped call, which may go on waiting. From then
+// on a signal whose default is to end it stays pending, as the kernel decides
+// about the signals of a tracee only when it runs; but for SIGKILL. ToStub or
+// LetGo must follow, or Reap if it is killed. It must run on a Thread.
+func Hold(n *seccomp.Notif) error {
+	if err := seize(n.Tid); err != nil {
+		return fmt.Errorf("seize %d: %w", n.Tid, err)
+	}
+	return nil
+}
+
+// LetGo ends a hold; answer answers the call, and must not make it be made,
+// which may take long (Restart is an answer). It must run on the Thread of
+// Hold.
+func LetGo(n *seccomp.Notif, answer func()) error {
+	err := unix.PtraceInterrupt(n.Tid)
+	answer()
+	if e := waitStop(n.Tid); e != nil {
+		return fmt.Errorf("%w: %w", ErrNotStopped, e)
+	}
+	if e := unix.PtraceDetach(n.Tid); e != nil && err == nil {
+		err = fmt.Errorf("detach %d: %w", n.Tid, e)
+	}
+	return err
+}
+
+// Reap takes notice of the end of a caller that is held: before its tracer
+// has, its parent is not told. It must run on the Thread of Hold.
+func Reap(tid int) {
+	unix.Wait4(tid, nil, unix.WALL|unix.WNOHANG, nil)
 }
 
 // ErrNotStopped says that the caller was gone or could not be stopped; its call
@@ -65,15 +98,16 @@ var ErrNotStopped = errors.New("the caller could not be stopped")
 
 // ToStub makes the caller of a trapped exec execute the stub, with its own
 // arguments and no environment, all signals blocked. Nothing is written to its
-// memory. If it fails before the caller was let go, the notification is still
-// the owner's to answer (answered false); afterwards the caller issues its own
-// exec again.
+// memory. If it cannot be seized, the notification is still the owner's to answer
+// (answered false); after any other failure the caller issues its own exec again.
 //
 // It must run on a Thread. Kernel: PTRACE_SEIZE 3.4, PTRACE_SETSIGMASK 3.11.
 func ToStub(r Redirect) (answered bool, err error) {
 	tid := r.Notif.Tid
-	if err := seize(tid); err != nil {
-		return false, fmt.Errorf("seize %d: %w", tid, err)
+	if !r.Held {
+		if err := Hold(r.Notif); err != nil {
+			return false, err
+		}
 	}
 	fd, err := r.Notif.AddFD(r.Stub, -1, true)
 	if err != nil {

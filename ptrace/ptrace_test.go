@@ -174,6 +174,115 @@ func TestToStubWithSignal(t *testing.T) {
 	}
 }
 
+// A caller that is held outlives a signal that would end it, and hands it on.
+func TestHold(t *testing.T) {
+	r := newRig(t, unix.SYS_EXECVE, "/bin/sh", "-c", "exec /bin/echo /proc/self/status")
+	n := r.call()
+	stub, err := os.Open("/bin/cat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stub.Close()
+	at := nul(t, n)
+	th := NewThread()
+	defer th.Close()
+	if err := th.Do(func() error { return Hold(n) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(r.pid, unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	err = th.Do(func() error {
+		_, err := ToStub(Redirect{Notif: n, Stub: stub, Argv: n.Args[1], Nul: at, Cookie: cookie, Held: true})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := r.wait()
+	if err != nil || !strings.Contains(out, "\nShdPnd:\t0000000000004000\n") {
+		t.Errorf("%v:\n%s", err, out)
+	}
+}
+
+// One that is let go has its answer, or issues its call again, and a signal
+// that came meanwhile.
+func TestLetGo(t *testing.T) {
+	for _, how := range []string{"fails", "again", "again, with a signal"} {
+		t.Run(how, func(t *testing.T) {
+			r := newRig(t, unix.SYS_EXECVE, "/bin/sh", "-c", "exec /bin/echo hello")
+			n := r.call()
+			th := NewThread()
+			defer th.Close()
+			answer := n.Restart
+			if how == "fails" {
+				answer = func() { n.Errno(unix.EACCES) }
+			}
+			if err := th.Do(func() error { return Hold(n) }); err != nil {
+				t.Fatal(err)
+			}
+			if how == "again, with a signal" {
+				if err := unix.Kill(r.pid, unix.SIGTERM); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := th.Do(func() error { return LetGo(n, answer) }); err != nil {
+				t.Fatal(err)
+			}
+			if how == "again" {
+				if b, err := sys.ReadTask(r.pid); err != nil || b.Tracer != 0 {
+					t.Errorf("tracer %v, %v", b, err)
+				}
+				r.call().Continue()
+			}
+			out, err := r.wait()
+			code := r.cmd.ProcessState.ExitCode()
+			switch how {
+			case "fails":
+				if code != 126 {
+					t.Errorf("ended with %d: %q", code, out)
+				}
+			case "again":
+				if err != nil || out != "hello" {
+					t.Errorf("printed %q, %v", out, err)
+				}
+			default:
+				if code != 128+int(unix.SIGTERM) {
+					t.Errorf("ended with %d: %q", code, out)
+				}
+			}
+		})
+	}
+}
+
+// The parent hears of the death of one that is held when it is reaped.
+func TestReap(t *testing.T) {
+	r := newRig(t, unix.SYS_EXECVE, "/bin/sh", "-c", "exec /bin/echo hello")
+	n := r.call()
+	th := NewThread()
+	defer th.Close()
+	if err := th.Do(func() error { return Hold(n) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(r.pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the zombie", func() bool {
+		b, err := sys.ReadTask(r.pid)
+		return err == nil && b.State == 'Z'
+	})
+	select {
+	case err := <-r.ended:
+		t.Fatalf("the parent knew already: %v", err)
+	default:
+	}
+	th.Do(func() error { Reap(n.Tid); return nil })
+	r.wait()
+	if c := r.cmd.ProcessState.ExitCode(); c != 128+int(unix.SIGKILL) {
+		t.Errorf("ended with %d", c)
+	}
+}
+
 // A caller that is traced already keeps its tracer, and its call is the
 // owner's to answer.
 func TestToStubOfTraced(t *testing.T) {

@@ -32,6 +32,7 @@ type caller struct {
 	envAddr  uint64
 	nul      uint64 // address of the zero byte after the path
 	dest     sched.Decision
+	held     bool // by the tracer: release answers it
 }
 
 const hintKey = "UNUM_NODE="

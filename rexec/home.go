@@ -37,11 +37,12 @@ type Homes struct {
 	depth  int               // of PID namespaces, of the world's processes
 	spaces map[string]string // namespaces of the world, by name
 
-	mu     sync.Mutex
-	placed map[unum.Pid]*placed
-	redo   map[unum.Pid]*placed // placements whose caller will issue its exec again
-	whys   whys
-	wg     sync.WaitGroup
+	mu      sync.Mutex
+	placed  map[unum.Pid]*placed
+	redo    map[unum.Pid]*placed // placements whose caller will issue its exec again
+	through map[int]uint64       // start times, by host TID, of callers that issue again an exec that stays here
+	whys    whys
+	wg      sync.WaitGroup
 }
 
 // placedRecord is what a successor of the daemon must know of a placement.
@@ -103,7 +104,7 @@ func newHomes(cfg Config, stub *os.File, gs *groups) (*Homes, error) {
 		cfg: cfg, log: cfg.Log, stub: stub, groups: gs,
 		tracer: ptrace.NewThread(),
 		dumps:  filepath.Join(cfg.StateDir, "cores"),
-		placed: map[unum.Pid]*placed{}, redo: map[unum.Pid]*placed{},
+		placed: map[unum.Pid]*placed{}, redo: map[unum.Pid]*placed{}, through: map[int]uint64{},
 	}
 	var err error
 	if h.records, err = openRecords[placedRecord](filepath.Join(cfg.StateDir, "placed")); err != nil {
@@ -118,7 +119,7 @@ func newHomes(cfg Config, stub *os.File, gs *groups) (*Homes, error) {
 // Exec answers a trapped execve or execveat. It runs on the receiving
 // goroutine and does not block: what is placed goes on in its own.
 func (h *Homes) Exec(n *seccomp.Notif) {
-	if h.redone(n) {
+	if h.letThrough(n) || h.redone(n) {
 		return
 	}
 	c, why := h.look(n)
@@ -150,6 +151,8 @@ func (h *Homes) place(c *caller) {
 
 // ask has the guest make the body, then converts the caller.
 func (h *Homes) ask(ctx context.Context, c *caller, p *placed) {
+	stop := h.hold(c)
+	defer stop()
 	res, err := call[startRes](ctx, p.peer, "rexec.start", p.req)
 	switch {
 	case err != nil:
@@ -163,7 +166,7 @@ func (h *Homes) ask(ctx context.Context, c *caller, p *placed) {
 	case res.Errno != 0:
 		h.abandon(p)
 		h.cfg.Failed(c.task.Pid)
-		c.n.Errno(unix.Errno(res.Errno))
+		h.release(c, unix.Errno(res.Errno))
 		return
 	}
 	if err := h.convert(ctx, c, p); err != nil {
@@ -179,7 +182,7 @@ func (h *Homes) stay(c *caller, err error) {
 	h.cfg.Failed(c.task.Pid)
 	h.whys.set(c.task.Pid, fmt.Sprintf("stayed on %s: %v", h.cfg.Node, err))
 	h.log.Info("an exec stays home", "pid", c.task.Pid, "path", c.path, "err", err)
-	c.n.Continue()
+	h.release(c, 0)
 }
 
 // abandon forgets a placement that did not come to be.
@@ -283,7 +286,7 @@ func (h *Homes) convert(ctx context.Context, c *caller, p *placed) error {
 	prog.Do(unix.SYS_PRCTL, unix.PR_SET_NAME, prog.String(name))
 	hello, cancel, err := h.cfg.Registry.ExpectConverted(p.Host, deputy.First{Prog: prog})
 	if err != nil {
-		c.n.Continue()
+		h.release(c, 0)
 		return err
 	}
 	defer cancel()
@@ -291,6 +294,7 @@ func (h *Homes) convert(ctx context.Context, c *caller, p *placed) error {
 	err = h.tracer.Do(func() (err error) {
 		answered, err = ptrace.ToStub(ptrace.Redirect{
 			Notif: c.n, Stub: h.stub, Argv: c.argvAddr, Nul: c.nul, Cookie: h.cfg.Cookie,
+			Held: c.held,
 		})
 		return err
 	})

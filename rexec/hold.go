@@ -1,0 +1,101 @@
+package rexec
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"unum/ptrace"
+	"unum/seccomp"
+	"unum/sys"
+)
+
+// A caller is held from before the guest is asked until it is converted. Its
+// body may run in that time, and be known to run: a signal that somebody sends
+// it then must not end the caller, which has still the dispositions of before
+// its exec, but wait for the deputy, which hands it on.
+
+// hold holds the caller, unless it cannot be; then a signal may end it. stop
+// must be called when it was converted or let go.
+func (h *Homes) hold(c *caller) (stop func()) {
+	if err := h.tracer.Do(func() error { return ptrace.Hold(c.n) }); err != nil {
+		h.log.Debug("hold a caller", "tid", c.n.Tid, "err", err)
+		return func() {}
+	}
+	c.held = true
+	over, ended := make(chan struct{}), make(chan struct{})
+	t := time.AfterFunc(helloSoon, func() {
+		defer close(ended)
+		h.reap(c, over)
+	})
+	return func() {
+		close(over)
+		if !t.Stop() {
+			<-ended
+		}
+	}
+}
+
+// reap takes notice of the caller's death, if the guest takes long: its parent
+// is told when its tracer has.
+func (h *Homes) reap(c *caller, over <-chan struct{}) {
+	fd, err := sys.PidfdOpen(c.task.Tgid)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		if n, _ := unix.Poll(p, 0); n > 0 {
+			h.tracer.Do(func() error { ptrace.Reap(c.n.Tid); return nil })
+			return
+		}
+		select {
+		case <-over:
+			return
+		case <-time.After(helloSoon):
+		}
+	}
+}
+
+// release answers a caller that is not converted: its exec fails with e, or is
+// made here if that is 0. One that is held issues it again, and it is let
+// through: what an exec waits for must not keep the tracer.
+func (h *Homes) release(c *caller, e unix.Errno) {
+	answer := c.n.Continue
+	if e != 0 {
+		answer = func() { c.n.Errno(e) }
+	}
+	if !c.held {
+		answer()
+		return
+	}
+	if e == 0 {
+		h.mu.Lock()
+		h.through[c.n.Tid] = c.task.Start
+		h.mu.Unlock()
+		answer = c.n.Restart
+	}
+	if err := h.tracer.Do(func() error { return ptrace.LetGo(c.n, answer) }); err != nil {
+		h.log.Debug("let a caller go", "tid", c.n.Tid, "err", err)
+		h.mu.Lock()
+		delete(h.through, c.n.Tid)
+		h.mu.Unlock()
+	}
+}
+
+// letThrough answers an exec that is issued again since it stays here.
+func (h *Homes) letThrough(n *seccomp.Notif) bool {
+	h.mu.Lock()
+	start, ok := h.through[n.Tid]
+	delete(h.through, n.Tid)
+	h.mu.Unlock()
+	if !ok {
+		return false
+	}
+	if t, err := sys.ReadTask(n.Tid); err != nil || t.Start != start {
+		return false // another process of that number
+	}
+	n.Continue()
+	return true
+}
