@@ -51,7 +51,7 @@ func TestBuildXZ(t *testing.T) {
 	}
 	src, err := Source("xz-utils")
 	if err != nil {
-		t.Fatalf("the source of xz-utils cannot be fetched: %v", err)
+		t.Skipf("the source of xz-utils cannot be fetched: %v", err)
 	}
 	base, err := os.MkdirTemp("/tmp", "unum-xz-")
 	if err != nil {

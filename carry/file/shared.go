@@ -36,6 +36,9 @@ func (s shared) Claim(_ context.Context, p *carry.Proc, fd *carry.FD) (*carry.De
 	if s.k.cfg.FS == nil {
 		return nil, staysHome(fd.Link, "is shared with other processes")
 	}
+	if isStream(fd.Link) {
+		return nil, staysHome(fd.Link, "is a pipe that several processes read, and was carried here already")
+	}
 	if fd.Flags&unix.O_DIRECT != 0 {
 		return nil, staysHome(fd.Link, "is open for direct I/O and shared with other processes")
 	}
@@ -45,6 +48,20 @@ func (s shared) Claim(_ context.Context, p *carry.Proc, fd *carry.FD) (*carry.De
 		return nil, staysHome(fd.Link, "is shared and has a record lock of the process")
 	}
 	return describeShared("shared", fd), nil
+}
+
+// isStream says whether a link of /proc/PID/fd is of a pipe on the private mount.
+func isStream(link string) bool {
+	name, ok := strings.CutPrefix(link, "/")
+	if !ok || strings.Contains(name, "/") {
+		return false
+	}
+	key, _, ok := strings.Cut(name, ".")
+	if _, err := ParseKey(key); err != nil || !ok {
+		return false
+	}
+	r, err := ParseFileName(name)
+	return err == nil && r.Stream
 }
 
 func describeShared(kind string, fd *carry.FD) *carry.Desc {

@@ -53,6 +53,8 @@ func soleReader(env *carry.Env, c *Carrier, p *carry.Proc, fd *carry.FD) (sole, 
 		switch atRest(env, h, p.HostPid, fd.Stat.Ino, true) {
 		case active:
 			return false, false, nil
+		case busy:
+			return false, false, stays(fmt.Sprintf("a pipe that process %d may be about to close, or to read", h.pid))
 		case spawning:
 			doubt = true
 		}
@@ -71,24 +73,27 @@ func soleWriter(env *carry.Env, p *carry.Proc, fd *carry.FD) (bool, error) {
 		return false, nil
 	}
 	for _, h := range t.holders(fd.Stat.Ino) {
-		if h.pid != p.HostPid && h.write && atRest(env, h, p.HostPid, fd.Stat.Ino, false) == active {
-			return false, nil
+		if h.pid != p.HostPid && h.write {
+			if st := atRest(env, h, p.HostPid, fd.Stat.Ino, false); st == active || st == busy {
+				return false, nil
+			}
 		}
 	}
 	return true, nil
 }
 
-// A shell that has just forked p holds its pipes for some microseconds more,
-// and goes to wait. Looking again is worth it for as long as a stream instead
-// of a splice would cost.
+// A shell that has just forked p, and what it has forked with p, hold its pipes
+// for some microseconds more. They are looked at again for as long as an exec
+// elsewhere takes; then it stays here.
 const (
-	lookAgain = 5
+	lookAgain = 8
 	lookPause = 300 * time.Microsecond
 )
 
 // atRest says if a holder of one end leaves it alone while p's body runs:
-// waiting; spawning if that will be seen when p has executed; active if not. A
-// holder that has closed it meanwhile counts as waiting.
+// waiting; spawning if that will be seen when p has executed; active if not;
+// busy if it has not come to any rest yet. A holder that has closed it meanwhile
+// counts as waiting.
 func atRest(env *carry.Env, h holder, pid int, ino uint64, read bool) stance {
 	if env.Deputy != nil && env.Deputy(h.pid) || h.passing(read) {
 		return waiting
@@ -105,7 +110,7 @@ func atRest(env *carry.Env, h holder, pid int, ino uint64, read bool) stance {
 			}
 			return spawning
 		case st == active, i == lookAgain:
-			return active
+			return st
 		}
 		time.Sleep(lookPause)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -181,16 +182,17 @@ const (
 	spawning               // suspended in vfork until the child has executed, or a thread of it is
 )
 
-// stanceOf says how pid stands to its descendant. Preconditions: neither is a
-// zombie.
-func stanceOf(pid, descendant int) stance {
-	if !ancestor(pid, descendant) {
+// stanceOf says how pid stands to a process that is in execve. Preconditions:
+// neither is a zombie.
+func stanceOf(pid, caller int) stance {
+	above := ancestor(pid, caller)
+	switch {
+	case !above && !sameProgram(pid, caller):
 		return active
-	}
-	if threads(pid) != 1 {
+	case above && threads(pid) != 1:
 		// A runtime that starts a program in one of its threads: what it made
 		// for the child it closes when the exec is over.
-		if parent(descendant) == pid && unborn(descendant) {
+		if parent(caller) == pid && unborn(caller) {
 			return spawning
 		}
 		return active
@@ -210,26 +212,60 @@ func stanceOf(pid, descendant int) stance {
 	}
 	arg, _ := strconv.ParseUint(call[1], 0, 64)
 	switch {
-	case isWait(nr):
+	case above && isWait(nr):
 		if onlyChild(pid) {
 			return waiting
 		}
-	case isFork(nr):
+	case above && isFork(nr):
 		// The flags of clone3 are in memory, but only vfork sleeps like this.
 		vfork := nr == sysVfork || nr == unix.SYS_CLONE && arg&unix.CLONE_VFORK != 0 ||
 			nr == unix.SYS_CLONE3 && f[0] == "D"
 		if !vfork {
 			return busy
 		}
-		if parent(descendant) == pid {
+		if parent(caller) == pid {
 			return spawning
 		}
+	case !isRest(nr):
+		return busy // a call that is trapped, or held up, on its way
 	}
 	return active
 }
 
+// sameProgram says if a process executes what the caller does until its exec: if
+// both were forked by one shell, say.
+func sameProgram(pid, caller int) bool {
+	a, err := exeOf(pid)
+	if err != nil {
+		return false
+	}
+	b, err := exeOf(caller)
+	return err == nil && a == b
+}
+
+func exeOf(pid int) (id [2]uint64, err error) {
+	var st unix.Stat_t
+	err = unix.Stat(fmt.Sprintf("/proc/%d/exe", pid), &st)
+	return [2]uint64{uint64(st.Dev), st.Ino}, err
+}
+
+// isRest says if a process sleeps in a call for as long as something else
+// takes: it has made its arrangements.
+func isRest(nr int) bool {
+	return isWait(nr) || slices.Contains(restCalls, nr)
+}
+
 func isWait(nr int) bool {
 	return nr == unix.SYS_WAIT4 || nr == unix.SYS_WAITID || nr == unix.SYS_RT_SIGSUSPEND
+}
+
+// restCalls are those, besides the waits for children.
+var restCalls = []int{
+	unix.SYS_READ, unix.SYS_READV, unix.SYS_WRITE, unix.SYS_WRITEV, unix.SYS_SPLICE, unix.SYS_TEE, unix.SYS_SENDFILE,
+	unix.SYS_COPY_FILE_RANGE, sysPoll, unix.SYS_PPOLL, sysSelect, unix.SYS_PSELECT6, sysEpollWait, unix.SYS_EPOLL_PWAIT,
+	unix.SYS_EPOLL_PWAIT2, unix.SYS_FUTEX, unix.SYS_NANOSLEEP, unix.SYS_CLOCK_NANOSLEEP, sysPause, unix.SYS_RT_SIGTIMEDWAIT,
+	unix.SYS_RECVFROM, unix.SYS_RECVMSG, unix.SYS_SENDTO, unix.SYS_SENDMSG, unix.SYS_ACCEPT, unix.SYS_ACCEPT4,
+	unix.SYS_CONNECT, unix.SYS_FLOCK, unix.SYS_FCNTL, unix.SYS_IO_URING_ENTER,
 }
 
 func isFork(nr int) bool {

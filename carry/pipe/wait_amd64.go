@@ -7,4 +7,5 @@ const (
 	sysPoll      = unix.SYS_POLL
 	sysSelect    = unix.SYS_SELECT
 	sysEpollWait = unix.SYS_EPOLL_WAIT
+	sysPause     = unix.SYS_PAUSE
 )

@@ -8,4 +8,5 @@ const (
 	sysPoll      = -2
 	sysSelect    = -3
 	sysEpollWait = -4
+	sysPause     = -5
 )
