@@ -7,28 +7,6 @@ import (
 	"unum/sys"
 )
 
-// Usage is what a process and its reaped children used (man 2 getrusage).
-type Usage struct {
-	Utime, Stime   int64 // microseconds
-	MaxRSS         int64 // KiB
-	MinFlt, MajFlt int64
-	InBlock        int64
-	OutBlock       int64
-	NVCSw, NIvCSw  int64
-}
-
-func (u *Usage) add(v Usage) {
-	u.Utime += v.Utime
-	u.Stime += v.Stime
-	u.MaxRSS = max(u.MaxRSS, v.MaxRSS)
-	u.MinFlt += v.MinFlt
-	u.MajFlt += v.MajFlt
-	u.InBlock += v.InBlock
-	u.OutBlock += v.OutBlock
-	u.NVCSw += v.NVCSw
-	u.NIvCSw += v.NIvCSw
-}
-
 // accounts holds what bodies used that ended elsewhere, where the kernel does
 // not have it: at first under their deputies; once a deputy is reaped, with
 // its parent's children; once the parent is, with its parent's, as the kernel
@@ -50,9 +28,9 @@ const maxAccounts = 512
 type account struct {
 	host  int
 	start uint64
-	up    int   // parent, a host PID; 0 if nobody reaps it who could ask
-	own   Usage // of its body; for a deputy whose body has ended
-	kids  Usage // of what it has reaped
+	up    int        // parent, a host PID; 0 if nobody reaps it who could ask
+	own   unum.Usage // of its body; for a deputy whose body has ended
+	kids  unum.Usage // of what it has reaped
 	world unum.Pid
 }
 
@@ -68,7 +46,7 @@ func newAccounts(top func(host int) bool) *accounts {
 
 // ended notes what the body of child, a deputy that is about to end, used. It
 // returns the ancestors of child, nearest first.
-func (a *accounts) ended(child int, u Usage) (ancestors []int) {
+func (a *accounts) ended(child int, u unum.Usage) (ancestors []int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if len(a.procs) > maxAccounts {
@@ -114,8 +92,8 @@ func (a *accounts) enter(host int) *account {
 func (a *accounts) fold(p *account) {
 	delete(a.procs, p.host)
 	if up := a.procs[p.up]; up != nil {
-		up.kids.add(p.own)
-		up.kids.add(p.kids)
+		up.kids.Add(p.own)
+		up.kids.Add(p.kids)
 	}
 }
 
@@ -155,7 +133,7 @@ func (a *accounts) sweep() {
 }
 
 // children returns what the reaped children of a process used elsewhere.
-func (a *accounts) children(host int) (u Usage) {
+func (a *accounts) children(host int) (u unum.Usage) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if p := a.live(host); p != nil {
@@ -196,14 +174,14 @@ func (a *accounts) hold(parent int) bool {
 
 // of returns what a child that was waited for used elsewhere, with what it had
 // reaped. Preconditions: its parent is held.
-func (a *accounts) of(parent int, child unum.Pid) (u Usage) {
+func (a *accounts) of(parent int, child unum.Pid) (u unum.Usage) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.sweep()
 	for _, p := range a.procs {
 		if p.up == parent && p.world == child {
-			u.add(p.own)
-			u.add(p.kids)
+			u.Add(p.own)
+			u.Add(p.kids)
 		}
 	}
 	return u
@@ -218,7 +196,7 @@ func (a *accounts) release(parent int) {
 }
 
 // take ends the account of a body that its agent has reaped.
-func (a *accounts) take(host int) (u Usage) {
+func (a *accounts) take(host int) (u unum.Usage) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.procs[host] == nil {

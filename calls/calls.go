@@ -137,14 +137,14 @@ func (c *Calls) Close() { c.cancel() }
 
 // Register puts the calls that other nodes make on the endpoint.
 func (c *Calls) Register(on func(method string, h unum.Handler)) {
-	on("calls.kill", handle(c.onKill))
-	on("calls.killpg", handle(c.onKillGroup))
-	on("calls.ids", handle(c.onIDs))
-	on("calls.mirror", handle(c.onMirror))
-	on("calls.nonblock", handle(c.onNonblock))
-	on("calls.proc", handle(c.onProc))
-	on("calls.listens", handle(c.onListens))
-	on("calls.refused", handle(c.onRefused))
+	on("calls.kill", unum.Handle(c.onKill))
+	on("calls.killpg", unum.Handle(c.onKillGroup))
+	on("calls.ids", unum.Handle(c.onIDs))
+	on("calls.mirror", unum.Handle(c.onMirror))
+	on("calls.nonblock", unum.Handle(c.onNonblock))
+	on("calls.proc", unum.Handle(c.onProc))
+	on("calls.listens", unum.Handle(c.onListens))
+	on("calls.refused", unum.Handle(c.onRefused))
 }
 
 // Handle answers a trapped call other than exec. It runs on the receiving

@@ -81,7 +81,7 @@ func (f fakeProcs) accounts() *accounts {
 func TestAccountsFollowReaping(t *testing.T) {
 	procs := fakeProcs{10: {1, 1}, 20: {10, 2}, 30: {20, 3}, 31: {20, 4}}
 	a := procs.accounts()
-	if diff := cmp.Diff([]int{20, 10}, a.ended(30, Usage{Utime: 5, MaxRSS: 100})); diff != "" {
+	if diff := cmp.Diff([]int{20, 10}, a.ended(30, unum.Usage{Utime: 5, MaxRSS: 100})); diff != "" {
 		t.Errorf("ancestors (-want +got):\n%s", diff)
 	}
 	if u := a.children(20); u.Utime != 0 {
@@ -91,7 +91,7 @@ func TestAccountsFollowReaping(t *testing.T) {
 	if u := a.children(20); u.Utime != 5 {
 		t.Errorf("after the first: %+v", u)
 	}
-	a.ended(31, Usage{Utime: 7, MaxRSS: 50})
+	a.ended(31, unum.Usage{Utime: 7, MaxRSS: 50})
 	delete(procs, 31)
 	if u := a.children(10); u.Utime != 0 {
 		t.Errorf("grandchildren count before make is reaped: %+v", u)
@@ -110,7 +110,7 @@ func TestAccountsHold(t *testing.T) {
 	if a.hold(10) {
 		t.Error("nothing is placed, and a wait is held")
 	}
-	a.ended(30, Usage{Utime: 5})
+	a.ended(30, unum.Usage{Utime: 5})
 	if !a.hold(10) {
 		t.Fatal("a wait above a placed process is not held")
 	}
@@ -130,7 +130,7 @@ func TestAccountsHold(t *testing.T) {
 func TestAccountsTakeAndReuse(t *testing.T) {
 	procs := fakeProcs{10: {1, 1}, 20: {10, 2}}
 	a := procs.accounts()
-	a.ended(20, Usage{Stime: 3})
+	a.ended(20, unum.Usage{Stime: 3})
 	delete(procs, 20)
 	delete(procs, 10)
 	a.children(77)
@@ -141,9 +141,9 @@ func TestAccountsTakeAndReuse(t *testing.T) {
 		t.Errorf("left over: %v", a.procs)
 	}
 	procs[10], procs[20] = [2]int{1, 8}, [2]int{10, 9}
-	a.ended(20, Usage{Stime: 1})
+	a.ended(20, unum.Usage{Stime: 1})
 	procs[20] = [2]int{10, 11} // reaped, and its number is used again
-	a.ended(20, Usage{Stime: 1})
+	a.ended(20, unum.Usage{Stime: 1})
 	if u := a.children(10); u.Stime != 1 {
 		t.Errorf("children: %+v", u)
 	}
@@ -154,7 +154,7 @@ func TestAccountsAreBounded(t *testing.T) {
 	a := procs.accounts()
 	for i := range 3 * maxAccounts {
 		procs[100+i] = [2]int{1, i}
-		a.ended(100+i, Usage{Utime: 1})
+		a.ended(100+i, unum.Usage{Utime: 1})
 		delete(procs, 100+i)
 	}
 	if n := len(a.procs); n > maxAccounts+1 {
@@ -169,7 +169,7 @@ func TestAddUsage(t *testing.T) {
 	put(1, 900_000)
 	put(4, 500)
 	put(9, 1)
-	addUsage(b, Usage{Utime: 200_000, Stime: 3_000_001, MaxRSS: 400, MajFlt: 2, NIvCSw: 9})
+	addUsage(b, unum.Usage{Utime: 200_000, Stime: 3_000_001, MaxRSS: 400, MajFlt: 2, NIvCSw: 9})
 	var got [18]uint64
 	for i := range got {
 		got[i] = binary.LittleEndian.Uint64(b[8*i:])

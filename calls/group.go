@@ -180,7 +180,7 @@ func (c *Calls) ask(ctx context.Context, nodes []unum.NodeID, req *groupReq) (su
 			peer, err := c.cfg.Peer(id)
 			var res *groupRes
 			if err == nil {
-				res, err = call[groupRes](ctx, peer, "calls.killpg", req)
+				res, err = unum.Call[groupRes](ctx, peer, "calls.killpg", req)
 			}
 			if err != nil {
 				if !errors.Is(err, unum.ErrNodeLost) && ctx.Err() == nil {
@@ -198,7 +198,7 @@ func (c *Calls) ask(ctx context.Context, nodes []unum.NodeID, req *groupReq) (su
 }
 
 // onKillGroup signals the members on this node.
-func (c *Calls) onKillGroup(ctx context.Context, req *groupReq) (*groupRes, error) {
+func (c *Calls) onKillGroup(ctx context.Context, _ unum.NodeID, req *groupReq) (*groupRes, error) {
 	return c.signal(ctx, req, false, 0)
 }
 

@@ -21,7 +21,7 @@ type idsRes struct {
 
 // onIDs tells who the parent of a process born here is, and its group and
 // session: those of its deputy, if it runs elsewhere.
-func (c *Calls) onIDs(_ context.Context, q *idsReq) (*idsRes, error) {
+func (c *Calls) onIDs(_ context.Context, _ unum.NodeID, q *idsReq) (*idsRes, error) {
 	host, err := c.cfg.World.ToHost(q.Pid)
 	if err != nil {
 		return &idsRes{}, nil
@@ -85,7 +85,7 @@ func (c *Calls) askIDs(ctx context.Context, pid unum.Pid) *idsRes {
 	if err != nil {
 		return nil
 	}
-	res, err := call[idsRes](ctx, peer, "calls.ids", &idsReq{pid})
+	res, err := unum.Call[idsRes](ctx, peer, "calls.ids", &idsReq{pid})
 	if err != nil {
 		return nil
 	}
@@ -216,12 +216,12 @@ func (c *Calls) mirrored(ctx context.Context, req *mirrorReq) (*mirrorRes, error
 	if err != nil {
 		return nil, err
 	}
-	return call[mirrorRes](ctx, peer, "calls.mirror", req)
+	return unum.Call[mirrorRes](ctx, peer, "calls.mirror", req)
 }
 
 // onMirror makes the deputy follow its body; first of all the deputy at whose
 // node the process was born.
-func (c *Calls) onMirror(ctx context.Context, q *mirrorReq) (*mirrorRes, error) {
+func (c *Calls) onMirror(ctx context.Context, _ unum.NodeID, q *mirrorReq) (*mirrorRes, error) {
 	if q.Op == mirrorSetDeath || q.Op == mirrorGetDeath {
 		return c.onDeath(ctx, q)
 	}

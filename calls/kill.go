@@ -102,7 +102,7 @@ func (c *Calls) killFar(ctx context.Context, n *seccomp.Notif, req *killReq) {
 		n.Errno(unix.ESRCH)
 		return
 	}
-	res, err := call[killRes](ctx, peer, "calls.kill", req)
+	res, err := unum.Call[killRes](ctx, peer, "calls.kill", req)
 	if err != nil {
 		if ctx.Err() != nil {
 			return // the next daemon answers
@@ -160,7 +160,7 @@ func queued(sig unix.Signal, s *Sender) *sys.Siginfo {
 }
 
 // onKill delivers a signal to a process born here.
-func (c *Calls) onKill(ctx context.Context, q *killReq) (*killRes, error) {
+func (c *Calls) onKill(ctx context.Context, _ unum.NodeID, q *killReq) (*killRes, error) {
 	return &killRes{int(errno(c.deliver(ctx, q)))}, nil
 }
 

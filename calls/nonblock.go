@@ -73,7 +73,7 @@ func (c *Calls) passNonblock(ctx context.Context, o Origin, fd int, on bool) {
 	}
 	peer, err := c.cfg.Peer(o.Home)
 	if err == nil {
-		_, err = call[struct{}](ctx, peer, "calls.nonblock", req)
+		_, err = unum.Call[struct{}](ctx, peer, "calls.nonblock", req)
 	}
 	if err != nil && ctx.Err() == nil {
 		c.log.Info("set O_NONBLOCK at home", "pid", o.Pid, "err", err)
@@ -82,7 +82,7 @@ func (c *Calls) passNonblock(ctx context.Context, o Origin, fd int, on bool) {
 
 // onNonblock sets it on what the deputy holds, and passes it on if that was
 // carried here in its turn.
-func (c *Calls) onNonblock(ctx context.Context, q *nonblockReq) (*struct{}, error) {
+func (c *Calls) onNonblock(ctx context.Context, _ unum.NodeID, q *nonblockReq) (*struct{}, error) {
 	var errs []error
 	for _, num := range q.Nums {
 		f, err := c.cfg.Placed.DeputyFile(q.Pid, q.Op, num)

@@ -97,7 +97,7 @@ func (c *Calls) procFar(ctx context.Context, n *seccomp.Notif, pid unum.Pid) {
 		n.Errno(unix.ESRCH)
 		return
 	}
-	res, err := call[procRes](ctx, peer, "calls.proc", req)
+	res, err := unum.Call[procRes](ctx, peer, "calls.proc", req)
 	switch {
 	case ctx.Err() != nil:
 		return
@@ -137,13 +137,13 @@ func (c *Calls) cannot(ctx context.Context, n *seccomp.Notif, t *sys.Task, pid u
 }
 
 // onProc makes such a call here, or passes it on to where the body is.
-func (c *Calls) onProc(ctx context.Context, q *procReq) (*procRes, error) {
+func (c *Calls) onProc(ctx context.Context, _ unum.NodeID, q *procReq) (*procRes, error) {
 	if id, away := c.cfg.Placed.Where(q.Pid); away {
 		peer, err := c.cfg.Peer(id)
 		if err != nil {
 			return nil, err
 		}
-		return call[procRes](ctx, peer, "calls.proc", q)
+		return unum.Call[procRes](ctx, peer, "calls.proc", q)
 	}
 	res := &procRes{}
 	if err := c.onProcHere(q, res); err != nil {

@@ -26,7 +26,7 @@ type refusedReq struct {
 	Forbid string // why the command stays home, or ""
 }
 
-func (c *Calls) onRefused(_ context.Context, q *refusedReq) (*struct{}, error) {
+func (c *Calls) onRefused(_ context.Context, _ unum.NodeID, q *refusedReq) (*struct{}, error) {
 	c.cfg.Placed.Note(q.Pid, q.Text)
 	if q.Forbid != "" {
 		c.cfg.Placed.Forbid(q.Pid, q.Forbid)
@@ -50,7 +50,7 @@ func (c *Calls) refused(ctx context.Context, t *sys.Task, text, forbid string) {
 	}
 	peer, err := c.cfg.Peer(id)
 	if err == nil {
-		_, err = call[struct{}](ctx, peer, "calls.refused", &refusedReq{pid, text, forbid})
+		_, err = unum.Call[struct{}](ctx, peer, "calls.refused", &refusedReq{pid, text, forbid})
 	}
 	if err != nil {
 		c.log.Warn("tell home", "pid", pid, "node", id, "err", err)
@@ -206,14 +206,14 @@ func (c *Calls) askListens(ctx context.Context, sid unum.Pid, e *endpoint) bool 
 	if err != nil {
 		return false
 	}
-	res, err := call[listensRes](ctx, peer, "calls.listens", e)
+	res, err := unum.Call[listensRes](ctx, peer, "calls.listens", e)
 	return err == nil && res.Yes
 }
 
 type listensRes struct{ Yes bool }
 
 // onListens says whether this node has an open port, a name or a key.
-func (c *Calls) onListens(_ context.Context, e *endpoint) (*listensRes, error) {
+func (c *Calls) onListens(_ context.Context, _ unum.NodeID, e *endpoint) (*listensRes, error) {
 	yes, err := c.listens(e)
 	return &listensRes{yes}, err
 }

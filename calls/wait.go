@@ -57,7 +57,7 @@ func (w *waiters) any() bool {
 
 // Account notes what a body used; its deputy child (a host PID) is about to
 // end, and does so when Account has returned.
-func (c *Calls) Account(child int, u Usage) {
+func (c *Calls) Account(child int, u unum.Usage) {
 	ancestors := c.accounts.ended(child, u)
 	if !c.waiters.any() {
 		return
@@ -86,7 +86,7 @@ func waits(tid int) bool {
 
 // Reaped returns what the children of a body (a host PID) used on further
 // nodes. It is asked once, when the body has been reaped.
-func (c *Calls) Reaped(host int) Usage { return c.accounts.take(host) }
+func (c *Calls) Reaped(host int) unum.Usage { return c.accounts.take(host) }
 
 // wait answers a wait4 or waitid that wants a rusage.
 func (c *Calls) wait(n *seccomp.Notif) {
@@ -146,8 +146,8 @@ func (c *Calls) patchWait(n *seccomp.Notif, tgid int, ret int64) {
 	c.patchUsage(n.Tid, at, c.accounts.of(tgid, child))
 }
 
-func (c *Calls) patchUsage(tid int, at uint64, u Usage) {
-	if u == (Usage{}) {
+func (c *Calls) patchUsage(tid int, at uint64, u unum.Usage) {
+	if u == (unum.Usage{}) {
 		return
 	}
 	var b [usageSize]byte
@@ -164,7 +164,7 @@ func (c *Calls) patchUsage(tid int, at uint64, u Usage) {
 const usageSize = 144
 
 // addUsage adds to a struct rusage.
-func addUsage(b []byte, u Usage) {
+func addUsage(b []byte, u unum.Usage) {
 	word := func(i int) int64 { return int64(binary.LittleEndian.Uint64(b[8*i:])) }
 	put := func(i int, v int64) { binary.LittleEndian.PutUint64(b[8*i:], uint64(v)) }
 	time := func(i int, us int64) {
@@ -197,7 +197,7 @@ func (c *Calls) times(n *seccomp.Notif) {
 		return
 	}
 	u := c.accounts.children(tgid)
-	if u == (Usage{}) {
+	if u == (unum.Usage{}) {
 		n.Continue()
 		return
 	}

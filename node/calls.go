@@ -11,7 +11,6 @@ import (
 	"unum"
 	"unum/calls"
 	"unum/deputy"
-	"unum/rexec"
 	"unum/sched"
 	"unum/sys"
 )
@@ -46,18 +45,18 @@ func (d *Daemon) others() (out []unum.NodeID) {
 }
 
 // account notes what a body used, for whoever waits for its deputy.
-func (d *Daemon) account(_, child int, u rexec.Usage) {
+func (d *Daemon) account(_, child int, u unum.Usage) {
 	if c := d.calls.calls; c != nil {
-		c.Account(child, calls.Usage(u))
+		c.Account(child, u)
 	}
 }
 
 // reaped returns what the children of a body used on further nodes.
-func (d *Daemon) reaped(host int) rexec.Usage {
+func (d *Daemon) reaped(host int) unum.Usage {
 	if c := d.calls.calls; c != nil {
-		return rexec.Usage(c.Reaped(host))
+		return c.Reaped(host)
 	}
-	return rexec.Usage{}
+	return unum.Usage{}
 }
 
 // commands remembers as what the scheduler placed the latest processes.

@@ -37,10 +37,10 @@ type Config struct {
 	Failed   func(unum.Pid)
 	// Account adds what a placed child used to its parent's children (host
 	// PIDs). May be nil.
-	Account func(parent, child int, u Usage)
+	Account func(parent, child int, u unum.Usage)
 	// Reaped returns what the children of a body that has ended (its host PID)
 	// used on further nodes. May be nil.
-	Reaped func(host int) Usage
+	Reaped func(host int) unum.Usage
 
 	// NodeAt returns the node with an index.
 	NodeAt func(unum.NodeIndex) (unum.NodeID, bool)

@@ -445,7 +445,7 @@ const (
 )
 
 // ended hands an event of a body on to its home. It does not block.
-func (g *Guests) ended(pid unum.Pid, si *sys.Siginfo, u Usage) {
+func (g *Guests) ended(pid unum.Pid, si *sys.Siginfo, u unum.Usage) {
 	g.mu.Lock()
 	b := g.bodies[pid]
 	if b == nil || !b.born {
@@ -514,7 +514,7 @@ func (g *Guests) tell(b *body, e *eventReq, final bool) {
 		}
 		peer, err := g.cfg.Peer(b.place.Home)
 		if err == nil {
-			_, err = call[struct{}](ctx, peer, "rexec.event", e)
+			_, err = unum.Call[struct{}](ctx, peer, "rexec.event", e)
 		}
 		if err != nil {
 			g.log.Warn("tell home", "pid", e.Pid, "event", e.Kind, "home", b.place.Home, "err", err)

@@ -153,7 +153,7 @@ func (h *Homes) place(c *caller) {
 func (h *Homes) ask(ctx context.Context, c *caller, p *placed) {
 	stop := h.hold(c)
 	defer stop()
-	res, err := call[startRes](ctx, p.peer, "rexec.start", p.req)
+	res, err := unum.Call[startRes](ctx, p.peer, "rexec.start", p.req)
 	switch {
 	case err != nil:
 		h.abandon(p)
@@ -401,7 +401,7 @@ func (h *Homes) pass(p *placed, g *deputy.Signal) {
 	if g.Info.Signo() == unix.SIGCONT && !p.goesOn(&g.Info) || h.terminal(p, &g.Info) {
 		return
 	}
-	_, err := call[struct{}](p.ctx, p.peer, "rexec.signal",
+	_, err := unum.Call[struct{}](p.ctx, p.peer, "rexec.signal",
 		&signalReq{ID: p.place.ID, Pid: p.place.Pid, Info: g.Info, Once: g.ID})
 	if err != nil && !errors.Is(err, unum.ErrNoProcess) && p.ctx.Err() == nil {
 		h.log.Warn("forward a signal", "pid", p.place.Pid, "sig", g.Info.Signo(), "err", err)
@@ -429,7 +429,7 @@ func (h *Homes) terminal(p *placed, si *sys.Siginfo) bool {
 
 // signalBody sends a plain signal to the body, outside of the deputy's order.
 func (h *Homes) signalBody(p *placed, sig unix.Signal) {
-	_, err := call[struct{}](context.Background(), p.peer, "rexec.signal", &signalReq{
+	_, err := unum.Call[struct{}](context.Background(), p.peer, "rexec.signal", &signalReq{
 		ID: p.place.ID, Pid: p.place.Pid, Info: *sys.MakeSiginfo(sig, 0, 0, 0),
 	})
 	if err != nil && !errors.Is(err, unum.ErrNoProcess) {

@@ -80,7 +80,7 @@ func (h *Homes) confirm(taken []*placed) {
 				req.Bodies = append(req.Bodies, p.place)
 				byID[p.place.ID] = p
 			}
-			res, err := call[missingReq](context.Background(), ps[0].peer, "rexec.missing", req)
+			res, err := unum.Call[missingReq](context.Background(), ps[0].peer, "rexec.missing", req)
 			switch {
 			case errors.Is(err, unum.ErrNodeLost), errors.Is(err, unum.ErrNoNode):
 				res = req

@@ -50,7 +50,7 @@ func (h *Homes) SignalBody(ctx context.Context, pid unum.Pid, sig unix.Signal, i
 	}
 	p.order.Lock()
 	defer p.order.Unlock()
-	_, err = call[struct{}](ctx, p.peer, "rexec.signal", &signalReq{ID: p.place.ID, Pid: pid, Info: *info})
+	_, err = unum.Call[struct{}](ctx, p.peer, "rexec.signal", &signalReq{ID: p.place.ID, Pid: pid, Info: *info})
 	return err
 }
 

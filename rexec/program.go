@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"unum"
 	"unum/carry"
 	"unum/deputy"
 )
@@ -237,9 +238,9 @@ const waitSize = 128 + 144
 const waitTag = 0x77616974
 
 // parseUsage reads a struct rusage (man 2 getrusage).
-func parseUsage(b []byte) Usage {
+func parseUsage(b []byte) unum.Usage {
 	w := func(i int) int64 { return int64(binary.LittleEndian.Uint64(b[8*i:])) }
-	return Usage{
+	return unum.Usage{
 		Utime: w(0)*1e6 + w(1), Stime: w(2)*1e6 + w(3), MaxRSS: w(4),
 		MinFlt: w(8), MajFlt: w(9), InBlock: w(11), OutBlock: w(12),
 		NVCSw: w(16), NIvCSw: w(17),

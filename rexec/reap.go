@@ -11,7 +11,7 @@ import (
 )
 
 // told is called with each event of an agent's child. It must not block.
-type told func(pid unum.Pid, si *sys.Siginfo, u Usage)
+type told func(pid unum.Pid, si *sys.Siginfo, u unum.Usage)
 
 // watch begins to reap for an agent. What a daemon before this one had reaped
 // and not yet written down is found in the agent.

@@ -193,7 +193,7 @@ func (r *Runs) recover() (err error) {
 	return nil
 }
 
-func (r *Runs) ended(pid unum.Pid, si *sys.Siginfo, _ Usage) {
+func (r *Runs) ended(pid unum.Pid, si *sys.Siginfo, _ unum.Usage) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	x := r.entry(pid)

@@ -56,19 +56,19 @@ func New(cfg Config, stub *os.File) (*Service, error) {
 
 // Register puts the service's calls on the node's endpoint.
 func (s *Service) Register(on func(method string, h unum.Handler)) {
-	on("rexec.start", handle(func(ctx context.Context, _ unum.NodeID, r *startReq) (*startRes, error) {
+	on("rexec.start", unum.Handle(func(ctx context.Context, _ unum.NodeID, r *startReq) (*startRes, error) {
 		return s.Guests.start(ctx, r), nil
 	}))
-	on("rexec.signal", handle(func(_ context.Context, _ unum.NodeID, r *signalReq) (*struct{}, error) {
+	on("rexec.signal", unum.Handle(func(_ context.Context, _ unum.NodeID, r *signalReq) (*struct{}, error) {
 		return &struct{}{}, s.Guests.signal(r)
 	}))
-	on("rexec.missing", handle(func(_ context.Context, from unum.NodeID, r *missingReq) (*missingReq, error) {
+	on("rexec.missing", unum.Handle(func(_ context.Context, from unum.NodeID, r *missingReq) (*missingReq, error) {
 		return s.Guests.missing(from, r), nil
 	}))
-	on("rexec.halted", handle(func(_ context.Context, _ unum.NodeID, r *haltedReq) (*haltedRes, error) {
+	on("rexec.halted", unum.Handle(func(_ context.Context, _ unum.NodeID, r *haltedReq) (*haltedRes, error) {
 		return s.Guests.halted(r), nil
 	}))
-	on("rexec.event", handle(func(ctx context.Context, from unum.NodeID, r *eventReq) (*struct{}, error) {
+	on("rexec.event", unum.Handle(func(ctx context.Context, from unum.NodeID, r *eventReq) (*struct{}, error) {
 		return &struct{}{}, s.Homes.event(ctx, from, r)
 	}))
 }

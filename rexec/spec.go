@@ -109,7 +109,7 @@ type eventReq struct {
 	Kind   eventKind
 	Status int // exit code or signal
 	Core   bool
-	Usage  Usage
+	Usage  unum.Usage
 	// After is the signal to its group that the body had last, if it has ended.
 	After uint64
 	// Seq grows with each event of a body, so that a stop which is told twice
@@ -125,29 +125,6 @@ const (
 	stopped
 	continued
 )
-
-// Usage is what a body and its reaped children used.
-type Usage struct {
-	Utime, Stime   int64 // microseconds
-	MaxRSS         int64 // KiB
-	MinFlt, MajFlt int64
-	InBlock        int64
-	OutBlock       int64
-	NVCSw, NIvCSw  int64
-}
-
-// Add sums two; the largest resident set wins.
-func (u *Usage) Add(v Usage) {
-	u.Utime += v.Utime
-	u.Stime += v.Stime
-	u.MaxRSS = max(u.MaxRSS, v.MaxRSS)
-	u.MinFlt += v.MinFlt
-	u.MajFlt += v.MajFlt
-	u.InBlock += v.InBlock
-	u.OutBlock += v.OutBlock
-	u.NVCSw += v.NVCSw
-	u.NIvCSw += v.NIvCSw
-}
 
 // String names an event as `unum why` shows it.
 func (k eventKind) String() string {

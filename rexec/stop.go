@@ -51,7 +51,7 @@ func (g *Guests) halted(req *haltedReq) *haltedRes {
 
 // halted asks the guest. Preconditions: p.order is held.
 func (h *Homes) halted(ctx context.Context, p *placed) (bool, error) {
-	res, err := call[haltedRes](ctx, p.peer, "rexec.halted", &haltedReq{ID: p.place.ID, Pid: p.place.Pid})
+	res, err := unum.Call[haltedRes](ctx, p.peer, "rexec.halted", &haltedReq{ID: p.place.ID, Pid: p.place.Pid})
 	if err != nil {
 		return false, err
 	}

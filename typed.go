@@ -1,22 +1,19 @@
-package rexec
+package unum
 
 import (
 	"context"
 
 	"github.com/vmihailenco/msgpack/v5"
-
-	"unum"
 )
 
-// call makes a typed call to another node. Strings are bytes in msgpack, so
+// Call makes a typed call to another node. Strings are bytes in msgpack, so
 // arguments of programs arrive as they are.
-func call[R any](ctx context.Context, p unum.Peer, method string, req any) (*R, error) {
+func Call[R any](ctx context.Context, p Peer, method string, req any) (*R, error) {
 	b, err := msgpack.Marshal(req)
 	if err != nil {
 		return nil, err
 	}
-	b, err = p.Call(ctx, method, b)
-	if err != nil {
+	if b, err = p.Call(ctx, method, b); err != nil {
 		return nil, err
 	}
 	res := new(R)
@@ -26,9 +23,9 @@ func call[R any](ctx context.Context, p unum.Peer, method string, req any) (*R, 
 	return res, nil
 }
 
-// handle makes a unum.Handler of a typed function.
-func handle[Q, R any](f func(ctx context.Context, from unum.NodeID, req *Q) (*R, error)) unum.Handler {
-	return func(ctx context.Context, from unum.NodeID, b []byte) ([]byte, error) {
+// Handle makes a Handler of a typed function.
+func Handle[Q, R any](f func(ctx context.Context, from NodeID, req *Q) (*R, error)) Handler {
+	return func(ctx context.Context, from NodeID, b []byte) ([]byte, error) {
 		req := new(Q)
 		if err := msgpack.Unmarshal(b, req); err != nil {
 			return nil, err
