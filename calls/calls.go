@@ -234,6 +234,19 @@ func (c *Calls) caller(n *seccomp.Notif) (t *sys.Task, nested bool, err error) {
 	return t, t.Depth != c.depth, nil
 }
 
+// forCaller runs f, in a goroutine of its own, with the caller of a trapped call
+// if that lives in the world itself; a call of any other is made.
+func (c *Calls) forCaller(n *seccomp.Notif, f func(ctx context.Context, t *sys.Task)) {
+	c.go_(func(ctx context.Context) {
+		t, nested, err := c.caller(n)
+		if err != nil || nested {
+			n.Continue()
+			return
+		}
+		f(ctx, t)
+	})
+}
+
 // home reaches the node on which a process was born.
 func (c *Calls) home(pid unum.Pid) (unum.Peer, error) {
 	i, ok := unum.IndexOf(pid)

@@ -21,12 +21,7 @@ func (c *Calls) deathSignal(n *seccomp.Notif) {
 		n.Continue()
 		return
 	}
-	c.go_(func(ctx context.Context) {
-		t, nested, err := c.caller(n)
-		if err != nil || nested {
-			n.Continue()
-			return
-		}
+	c.forCaller(n, func(ctx context.Context, t *sys.Task) {
 		if _, body := c.cfg.Placed.Home(t.Pid); !body || c.own(t.Pid) {
 			n.Continue()
 			return

@@ -147,12 +147,7 @@ func (c *Calls) setids(n *seccomp.Notif) {
 		n.Continue()
 		return
 	}
-	c.go_(func(ctx context.Context) {
-		t, nested, err := c.caller(n)
-		if err != nil || nested {
-			n.Continue()
-			return
-		}
+	c.forCaller(n, func(ctx context.Context, t *sys.Task) {
 		req := &mirrorReq{Pid: t.Pid, Op: mirrorSetsid}
 		if n.Nr == unix.SYS_SETPGID {
 			pid, pgid := unum.Pid(int32(n.Args[0])), unum.Pid(int32(n.Args[1]))

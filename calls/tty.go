@@ -22,12 +22,7 @@ func (c *Calls) terminal(n *seccomp.Notif) {
 		n.Continue()
 		return
 	}
-	c.go_(func(ctx context.Context) {
-		t, nested, err := c.caller(n)
-		if err != nil || nested {
-			n.Continue()
-			return
-		}
+	c.forCaller(n, func(ctx context.Context, t *sys.Task) {
 		_, placed := c.cfg.Placed.Home(t.Pid)
 		placed = placed && !c.own(t.Pid)
 		if n.Args[1] == unix.TIOCNOTTY {

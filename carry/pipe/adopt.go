@@ -121,15 +121,7 @@ func (c *Carrier) tend() {
 // mourn ends guest halves whose home is lost, or whose body is gone and whose
 // home was not heard of for so long.
 func (c *Carrier) mourn(after time.Duration) {
-	c.mu.Lock()
-	var hs []*half
-	for _, h := range c.halves {
-		if h.side == guest {
-			hs = append(hs, h)
-		}
-	}
-	c.mu.Unlock()
-	for _, h := range hs {
+	for _, h := range c.guestHalves() {
 		h.mu.Lock()
 		alone := h.link == nil && time.Since(h.unlinked) > after
 		h.mu.Unlock()

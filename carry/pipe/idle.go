@@ -39,16 +39,9 @@ func (c *Carrier) isIdle(ino uint64) bool {
 }
 
 func inode(f *os.File) (uint64, error) {
-	rc, err := f.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
 	var st unix.Stat_t
-	var serr error
-	if err := rc.Control(func(fd uintptr) { serr = unix.Fstat(int(fd), &st) }); err != nil {
-		return 0, err
-	}
-	return st.Ino, serr
+	err := fstat(f, &st)
+	return st.Ino, err
 }
 
 // SoleReader is the function of that name, which also knows the read ends that

@@ -5,26 +5,18 @@ import (
 	"os"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"unum/carry"
 )
 
 // Origin says of a pipe of this node, by its inode, for which placement it was
 // made, and under which numbers the deputy holds the one at home.
 func (c *Carrier) Origin(ino uint64) (pl carry.Placement, nums []int, ok bool) {
-	c.mu.Lock()
-	var hs []*half
-	for _, h := range c.halves {
-		if h.side == guest {
-			hs = append(hs, h)
-		}
-	}
-	c.mu.Unlock()
-	for _, h := range hs {
-		var st unix.Stat_t
+	for _, h := range c.guestHalves() {
 		f := h.bodyPipe()
-		if f == nil || fstat(f, &st) != nil || st.Ino != ino {
+		if f == nil {
+			continue
+		}
+		if at, err := inode(f); err != nil || at != ino {
 			continue
 		}
 		h.mu.Lock()
@@ -32,6 +24,18 @@ func (c *Carrier) Origin(ino uint64) (pl carry.Placement, nums []int, ok bool) {
 		return h.rec.Pl, slices.Clone(h.nums), true
 	}
 	return pl, nil, false
+}
+
+// guestHalves lists the halves that stand at a body.
+func (c *Carrier) guestHalves() (hs []*half) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, h := range c.halves {
+		if h.side == guest {
+			hs = append(hs, h)
+		}
+	}
+	return hs
 }
 
 // bodyPipe is an end of the body's pipe, of a guest half; nil if it is gone.
