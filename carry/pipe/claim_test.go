@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -33,6 +34,32 @@ func find(t *testing.T, args string) int {
 		t.Fatalf("no process %q", args)
 	}
 	return pid
+}
+
+// settled waits until all of the test's children sleep in a call that lasts: a
+// shell may still be forking, and what it has forked has not closed its pipes.
+func settled(t *testing.T) {
+	t.Helper()
+	if !eventually(t, func() bool {
+		for _, p := range descendants(os.Getpid()) {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", p))
+			if err != nil {
+				return false
+			}
+			if f := statFields(p); f == nil || f[0] == "Z" {
+				continue
+			} else if f[0] != "S" {
+				return false
+			}
+			nr, err := strconv.Atoi(strings.Fields(string(b))[0])
+			if err != nil || !isRest(nr) {
+				return false
+			}
+		}
+		return true
+	}) {
+		t.Fatal("the script does not come to rest")
+	}
 }
 
 // claim asks a kind for descriptor n of a process.
@@ -83,7 +110,9 @@ func TestClaim(t *testing.T) {
 			}
 			defer cmd.Wait()
 			defer unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
-			d, err := claim(t, r.side[0].kind(c.kind), find(t, P), c.fd)
+			pid := find(t, P)
+			settled(t)
+			d, err := claim(t, r.side[0].kind(c.kind), pid, c.fd)
 			got := "sole"
 			var dd desc
 			switch {
@@ -126,6 +155,7 @@ func TestClaimBesideDeputy(t *testing.T) {
 	pr.Close()
 	find(t, "sleep 60")
 	pid := find(t, "sleep 61")
+	settled(t)
 	if d, err := claim(t, r.side[0].c.Read(), pid, 0); d != nil || err != nil {
 		t.Errorf("beside a reader: %v, %v", d, err)
 	}
