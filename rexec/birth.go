@@ -76,61 +76,26 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 		},
 		place: req.Place, sess: s,
 	}
+	var locals []local
 	ok := false
 	defer func() {
-		if ok {
-			return
+		for _, l := range locals {
+			if l.File != nil {
+				l.File.Close()
+			}
 		}
-		for _, c := range b.guests {
-			c.Started(false)
-			c.Close()
+		if !ok {
+			g.unborn(b)
 		}
-		g.mu.Lock()
-		if g.bodies[spec.Pid] == b {
-			delete(g.bodies, spec.Pid)
-			g.recBodies.remove(b.key())
-		}
-		g.mu.Unlock()
-		g.leave(s)
 	}()
 	born := func() {
 		g.mu.Lock()
 		b.born = true
 		g.mu.Unlock()
 	}
-	bi := &birth{spec: spec, parent: s.agent, turn: born}
-	if req.end != nil {
-		b.guests = append(b.guests, req.end)
-		if spec.Pid == spec.Sid {
-			// It leads its session, so it takes the terminal itself.
-			slave, err := req.end.Slave()
-			if err != nil {
-				return fmt.Errorf("terminal of session %d: %w", spec.Sid, err)
-			}
-			spec.ctty = cttyNum
-			bi.locals = append(bi.locals, local{Local: carry.Local{File: slave}, nums: []int{cttyNum}, cloexec: true})
-			req.end.SetAgent(leader{})
-		}
+	if locals, err = g.land(ctx, req, b); err != nil {
+		return err
 	}
-	for _, d := range req.Descs {
-		k, err := g.cfg.Carry.Kind(d.Kind)
-		if err != nil {
-			return err
-		}
-		c, err := k.Land(ctx, req.Place, d)
-		if err != nil {
-			return fmt.Errorf("fd %d (%s): %w", d.Nums[0], d.Kind, err)
-		}
-		b.guests = append(b.guests, c)
-		bi.locals = append(bi.locals, local{Local: c.Local(), nums: d.Nums})
-	}
-	defer func() {
-		for _, l := range bi.locals {
-			if l.File != nil {
-				l.File.Close()
-			}
-		}
-	}()
 	// Known before it runs, since its end may be reaped before make returns; and
 	// before its group is looked for, so that nobody makes a holder meanwhile.
 	g.mu.Lock()
@@ -143,6 +108,7 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 	b.ready = ready
 	g.mu.Unlock()
 	defer close(ready)
+	bi := &birth{spec: spec, parent: s.agent, locals: locals, turn: born}
 	if bi.holder, err = g.group(ctx, s, spec); err != nil {
 		return err
 	}
@@ -166,4 +132,55 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 	}
 	ok = true
 	return nil
+}
+
+// land makes the body's ends of its descriptors; also if it fails they are in
+// b.guests, and the files that it returns are the caller's to close.
+func (g *Guests) land(ctx context.Context, req *startReq, b *body) (locals []local, err error) {
+	spec := &req.Spec
+	if req.end != nil {
+		b.guests = append(b.guests, req.end)
+		if spec.Pid == spec.Sid {
+			// It leads its session, so it takes the terminal itself.
+			slave, err := req.end.Slave()
+			if err != nil {
+				return locals, fmt.Errorf("terminal of session %d: %w", spec.Sid, err)
+			}
+			spec.ctty = cttyNum
+			locals = append(locals, local{Local: carry.Local{File: slave}, nums: []int{cttyNum}, cloexec: true})
+			req.end.SetAgent(leader{})
+		}
+	}
+	for _, d := range req.Descs {
+		k, err := g.cfg.Carry.Kind(d.Kind)
+		if err != nil {
+			return locals, err
+		}
+		c, err := k.Land(ctx, req.Place, d)
+		if err != nil {
+			return locals, fmt.Errorf("fd %d (%s): %w", d.Nums[0], d.Kind, err)
+		}
+		b.guests = append(b.guests, c)
+		locals = append(locals, local{Local: c.Local(), nums: d.Nums})
+	}
+	return locals, nil
+}
+
+// unborn forgets a body whose birth failed, also if its agent has told of the
+// end of what was to become it: before home is answered, which may ask for the
+// same number at once.
+func (g *Guests) unborn(b *body) {
+	for _, c := range b.guests {
+		c.Started(false)
+		c.Close()
+	}
+	g.mu.Lock()
+	if g.bodies[b.place.Pid] == b || g.untold[b.place.ID] == b {
+		delete(g.bodies, b.place.Pid)
+		delete(g.untold, b.place.ID)
+		g.recBodies.remove(b.key())
+		g.recEvents.remove(b.key())
+	}
+	g.mu.Unlock()
+	g.leave(b.sess)
 }

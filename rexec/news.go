@@ -65,7 +65,9 @@ func (g *Guests) ended(pid unum.Pid, si *sys.Siginfo, u unum.Usage) {
 		if prev != nil {
 			<-prev
 		}
-		g.tell(b, e, final)
+		if b.stub != nil {
+			g.tell(b, e, final)
+		} // else its birth failed, and it is forgotten
 	}()
 }
 
@@ -92,17 +94,15 @@ func (g *Guests) tell(b *body, e *eventReq, final bool) {
 		}
 		wg.Wait()
 	}
-	if b.stub != nil {
-		if final && g.cfg.Reaped != nil {
-			e.Usage.Add(g.cfg.Reaped(b.stub.HostPid))
-		}
-		peer, err := g.cfg.Peer(b.place.Home)
-		if err == nil {
-			_, err = unum.Call[struct{}](ctx, peer, "rexec.event", e)
-		}
-		if err != nil {
-			g.log.Warn("tell home", "pid", e.Pid, "event", e.Kind, "home", b.place.Home, "err", err)
-		}
+	if final && g.cfg.Reaped != nil {
+		e.Usage.Add(g.cfg.Reaped(b.stub.HostPid))
+	}
+	peer, err := g.cfg.Peer(b.place.Home)
+	if err == nil {
+		_, err = unum.Call[struct{}](ctx, peer, "rexec.event", e)
+	}
+	if err != nil {
+		g.log.Warn("tell home", "pid", e.Pid, "event", e.Kind, "home", b.place.Home, "err", err)
 	}
 	if !final {
 		g.mu.Lock()

@@ -288,6 +288,13 @@ func (g *Guests) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for key, e := range events {
+		if r := bodies[key]; r == nil || r.Place.ID != e.ID {
+			// Of one before, whose end is known: the daemon died while forgetting it.
+			g.recEvents.remove(key)
+			delete(events, key)
+		}
+	}
 	for key, r := range bodies {
 		if err := g.resumeBody(ctx, key, r, events[key]); err != nil {
 			return fmt.Errorf("%s: %w", key, err)
