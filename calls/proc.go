@@ -2,6 +2,7 @@ package calls
 
 import (
 	"context"
+	"encoding/binary"
 
 	"golang.org/x/sys/unix"
 
@@ -30,17 +31,25 @@ type procRes struct {
 // pidArg is which argument of a call is a PID.
 func pidArg(n *seccomp.Notif) unum.Pid {
 	switch n.Nr {
-	case unix.SYS_PTRACE, unix.SYS_GETPRIORITY, unix.SYS_SETPRIORITY:
+	case unix.SYS_PTRACE, unix.SYS_GETPRIORITY, unix.SYS_SETPRIORITY, unix.SYS_IOPRIO_GET, unix.SYS_IOPRIO_SET:
 		return unum.Pid(int32(n.Args[1]))
 	}
 	return unum.Pid(int32(n.Args[0]))
 }
 
-// proc answers the calls about one process that are trapped when its number is
-// another node's.
+// proc answers the calls about one process that does not run here, as its
+// number or what is known of its placements tells.
 func (c *Calls) proc(n *seccomp.Notif) {
 	pid := pidArg(n)
-	if pid <= 0 || c.own(pid) || c.here(n, pid) {
+	if pid <= 0 || c.own(pid) && !aboutBody(n.Nr) {
+		n.Continue()
+		return
+	}
+	next, away := unum.NodeID(""), false
+	if aboutBody(n.Nr) {
+		next, away = c.cfg.Placed.Where(pid)
+	}
+	if !away && (c.own(pid) || c.here(n, pid)) {
 		n.Continue()
 		return
 	}
@@ -50,16 +59,51 @@ func (c *Calls) proc(n *seccomp.Notif) {
 			n.Continue() // groups and users: what is here of them
 			return
 		}
+	case unix.SYS_IOPRIO_GET, unix.SYS_IOPRIO_SET:
+		if n.Args[0] != ioprioProcess {
+			n.Continue()
+			return
+		}
 	case unix.SYS_PTRACE:
 		if req := n.Args[0]; req != unix.PTRACE_ATTACH && req != unix.PTRACE_SEIZE {
 			n.Continue() // about a tracee, which is here or not at all
 			return
 		}
 	}
-	c.go_(func(ctx context.Context) { c.procFar(ctx, n, pid) })
+	c.go_(func(ctx context.Context) {
+		to := func() (unum.Peer, error) { return c.home(pid) }
+		if away {
+			to = func() (unum.Peer, error) { return c.cfg.Peer(next) }
+		}
+		c.procFar(ctx, n, pid, to)
+	})
 }
 
-func (c *Calls) procFar(ctx context.Context, n *seccomp.Notif, pid unum.Pid) {
+// Sizes of struct sched_param, timespec and, in its first version, sched_attr.
+const (
+	sizeofParam    = 4
+	sizeofTimespec = 16
+	sizeofAttr0    = 48
+)
+
+// ioprioProcess is IOPRIO_WHO_PROCESS.
+const ioprioProcess = 1
+
+// aboutBody says of a trapped call that it is about the process that runs, and
+// so never about a deputy.
+func aboutBody(nr uint32) bool {
+	switch nr {
+	case unix.SYS_PRLIMIT64, unix.SYS_GETPRIORITY, unix.SYS_SETPRIORITY, unix.SYS_IOPRIO_GET, unix.SYS_IOPRIO_SET,
+		unix.SYS_SCHED_SETAFFINITY, unix.SYS_SCHED_GETAFFINITY,
+		unix.SYS_SCHED_SETSCHEDULER, unix.SYS_SCHED_GETSCHEDULER,
+		unix.SYS_SCHED_SETPARAM, unix.SYS_SCHED_GETPARAM,
+		unix.SYS_SCHED_SETATTR, unix.SYS_SCHED_GETATTR, unix.SYS_SCHED_RR_GET_INTERVAL:
+		return true
+	}
+	return false
+}
+
+func (c *Calls) procFar(ctx context.Context, n *seccomp.Notif, pid unum.Pid, to func() (unum.Peer, error)) {
 	t, nested, err := c.caller(n)
 	if err != nil || nested {
 		n.Continue()
@@ -70,19 +114,52 @@ func (c *Calls) procFar(ctx context.Context, n *seccomp.Notif, pid unum.Pid) {
 	switch n.Nr {
 	case unix.SYS_PRLIMIT64:
 		req.Arg, req.Size, in, out = int(n.Args[1]), 16, n.Args[2], n.Args[3]
-	case unix.SYS_GETPRIORITY:
-	case unix.SYS_SETPRIORITY:
+	case unix.SYS_GETPRIORITY, unix.SYS_IOPRIO_GET, unix.SYS_SCHED_GETSCHEDULER:
+	case unix.SYS_SETPRIORITY, unix.SYS_IOPRIO_SET:
 		req.Arg = int(int32(n.Args[2]))
 	case unix.SYS_SCHED_SETAFFINITY:
 		req.Size, in = int(min(n.Args[1], 128)), n.Args[2]
 	case unix.SYS_SCHED_GETAFFINITY:
 		req.Size, out = int(min(n.Args[1], 128)), n.Args[2]
-	case unix.SYS_SCHED_GETSCHEDULER:
+	case unix.SYS_SCHED_SETSCHEDULER:
+		req.Arg, req.Size, in = int(int32(n.Args[1])), sizeofParam, n.Args[2]
+	case unix.SYS_SCHED_SETPARAM:
+		req.Size, in = sizeofParam, n.Args[1]
 	case unix.SYS_SCHED_GETPARAM:
-		req.Size, out = 4, n.Args[1]
+		req.Size, out = sizeofParam, n.Args[1]
+	case unix.SYS_SCHED_GETATTR:
+		req.Size, out = int(uint32(n.Args[2])), n.Args[1]
+		if req.Size < sizeofAttr0 || req.Size > 4096 || n.Args[3] != 0 {
+			n.Errno(unix.EINVAL)
+			return
+		}
+	case unix.SYS_SCHED_SETATTR:
+		in = n.Args[1]
+		var size [4]byte
+		if _, err := sys.ReadMem(n.Tid, in, size[:]); err != nil {
+			n.Errno(unix.EFAULT)
+			return
+		}
+		req.Size = int(min(binary.LittleEndian.Uint32(size[:]), unix.SizeofSchedAttr))
+		if req.Size == 0 {
+			req.Size = sizeofAttr0
+		}
+		if req.Size < sizeofAttr0 {
+			n.Errno(unix.E2BIG)
+			return
+		}
+	case unix.SYS_SCHED_RR_GET_INTERVAL:
+		req.Size, out = sizeofTimespec, n.Args[1]
 	default:
 		c.cannot(ctx, n, t, pid)
 		return
+	}
+	switch n.Nr {
+	case unix.SYS_SCHED_SETSCHEDULER, unix.SYS_SCHED_SETPARAM, unix.SYS_SCHED_GETPARAM, unix.SYS_SCHED_GETATTR, unix.SYS_SCHED_SETATTR:
+		if in|out == 0 {
+			n.Errno(unix.EINVAL)
+			return
+		}
 	}
 	if in != 0 {
 		req.In = make([]byte, req.Size)
@@ -92,7 +169,7 @@ func (c *Calls) procFar(ctx context.Context, n *seccomp.Notif, pid unum.Pid) {
 		}
 	}
 	req.Want = out != 0
-	peer, err := c.home(pid)
+	peer, err := to()
 	if err != nil {
 		n.Errno(unix.ESRCH)
 		return
@@ -176,15 +253,26 @@ func (c *Calls) onProcHere(q *procReq, res *procRes) error {
 			return unix.EACCES
 		}
 		return unix.Setpriority(unix.PRIO_PROCESS, host, q.Arg)
-	case unix.SYS_SCHED_GETSCHEDULER:
-		res.Ret = int64(t.Policy)
-		return nil
-	case unix.SYS_SCHED_GETPARAM:
-		res.Out = make([]byte, 4)
-		if t.Policy == 1 || t.Policy == 2 {
-			return unix.ENOSYS // real-time processes are never placed
+	case unix.SYS_IOPRIO_GET:
+		v, err := sys.IOPrio(host)
+		res.Ret = int64(v)
+		return err
+	case unix.SYS_IOPRIO_SET:
+		const classShift, classRT = 13, 1
+		if !q.From.mayRenice(t) || q.Arg>>classShift == classRT && !q.From.has(unix.CAP_SYS_NICE) {
+			return unix.EPERM
 		}
-		return nil
+		return sys.SetIOPrio(host, q.Arg)
+	case unix.SYS_SCHED_GETSCHEDULER, unix.SYS_SCHED_GETPARAM, unix.SYS_SCHED_GETATTR, unix.SYS_SCHED_RR_GET_INTERVAL:
+		res.Out = make([]byte, q.Size)
+		res.Ret, err = sys.Sched(q.Nr, host, 0, res.Out)
+		return err
+	case unix.SYS_SCHED_SETSCHEDULER, unix.SYS_SCHED_SETPARAM, unix.SYS_SCHED_SETATTR:
+		if len(q.In) < sizeofParam || !q.From.maySchedule(t, q) {
+			return unix.EPERM
+		}
+		res.Ret, err = sys.Sched(q.Nr, host, q.Arg, q.In)
+		return err
 	case unix.SYS_SCHED_GETAFFINITY:
 		res.Out = make([]byte, q.Size)
 		res.Ret, err = sys.SchedGetaffinity(host, res.Out)

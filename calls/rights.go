@@ -1,6 +1,8 @@
 package calls
 
 import (
+	"encoding/binary"
+
 	"golang.org/x/sys/unix"
 
 	"unum"
@@ -34,6 +36,23 @@ func (s *Sender) mayKill(t *sys.Task, sig unix.Signal) bool {
 // scheduler, which are the same but for the order.
 func (s *Sender) mayRenice(t *sys.Task) bool {
 	return s.Euid == t.Uid[0] || s.Euid == t.Uid[1] || s.has(unix.CAP_SYS_NICE)
+}
+
+// maySchedule is user_check_sched_setscheduler of kernel/sched/syscalls.c,
+// without what RLIMIT_NICE and RLIMIT_RTPRIO would allow.
+func (s *Sender) maySchedule(t *sys.Task, q *procReq) bool {
+	if s.has(unix.CAP_SYS_NICE) {
+		return true
+	}
+	policy, nice := t.Policy, t.Nice
+	switch q.Nr {
+	case unix.SYS_SCHED_SETSCHEDULER:
+		policy = q.Arg &^ unix.SCHED_RESET_ON_FORK
+	case unix.SYS_SCHED_SETATTR:
+		policy, nice = int(binary.LittleEndian.Uint32(q.In[4:])), int(int32(binary.LittleEndian.Uint32(q.In[16:])))
+	}
+	fair := policy == unix.SCHED_NORMAL || policy == unix.SCHED_BATCH
+	return s.mayRenice(t) && (policy == unix.SCHED_IDLE || fair && t.Policy != unix.SCHED_IDLE && nice >= t.Nice)
 }
 
 // mayLimit is check_prlimit_permission of kernel/sys.c, for the user; groups

@@ -67,6 +67,9 @@ func Filter(pr Params) ([]unix.SockFilter, error) {
 	for _, c := range pidCalls {
 		b.nr(c.nr, func() { b.foreign(c.arg, true) })
 	}
+	for _, c := range bodyCalls {
+		b.nr(c.nr, func() { b.numbered(c.arg) })
+	}
 	// A body's own number is foreign where it runs, so "myself" is decided by
 	// the supervisor.
 	b.nr(unix.SYS_SETPGID, func() { b.foreign(0, false) })
@@ -89,15 +92,21 @@ func Filter(pr Params) ([]unix.SockFilter, error) {
 // pidCalls take a PID in argument arg and are trapped when it is not of this
 // node's range. 0, the caller itself, is never trapped.
 var pidCalls = []struct{ nr, arg uint32 }{
-	{unix.SYS_GETPGID, 0}, {unix.SYS_GETSID, 0}, {unix.SYS_PIDFD_OPEN, 0},
-	{unix.SYS_PRLIMIT64, 0}, {unix.SYS_PTRACE, 1},
+	{unix.SYS_GETPGID, 0}, {unix.SYS_GETSID, 0}, {unix.SYS_PIDFD_OPEN, 0}, {unix.SYS_PTRACE, 1},
 	{unix.SYS_PROCESS_VM_READV, 0}, {unix.SYS_PROCESS_VM_WRITEV, 0}, {unix.SYS_KCMP, 0},
+}
+
+// bodyCalls are trapped for numbers of this node's range too, since they are
+// about a body and never about the deputy that has the number here.
+var bodyCalls = []struct{ nr, arg uint32 }{
+	{unix.SYS_PRLIMIT64, 0},
 	{unix.SYS_SCHED_SETAFFINITY, 0}, {unix.SYS_SCHED_GETAFFINITY, 0},
 	{unix.SYS_SCHED_SETSCHEDULER, 0}, {unix.SYS_SCHED_GETSCHEDULER, 0},
 	{unix.SYS_SCHED_SETPARAM, 0}, {unix.SYS_SCHED_GETPARAM, 0},
 	{unix.SYS_SCHED_SETATTR, 0}, {unix.SYS_SCHED_GETATTR, 0},
 	{unix.SYS_SCHED_RR_GET_INTERVAL, 0},
 	{unix.SYS_GETPRIORITY, 1}, {unix.SYS_SETPRIORITY, 1},
+	{unix.SYS_IOPRIO_GET, 1}, {unix.SYS_IOPRIO_SET, 1},
 }
 
 // always trapped: rare calls whose handler must see every one.
@@ -204,6 +213,14 @@ func (b *blocks) foreign(arg uint32, allowZero bool) {
 	}
 	b.local(n, a)
 	b.p.ret(retAllow)
+	b.notifyOrAllow(n, a)
+}
+
+// numbered: any number that a process of the cluster can have.
+func (b *blocks) numbered(arg uint32) {
+	n, a := b.fresh("notify"), b.fresh("allow")
+	b.p.ld(argLo(arg))
+	b.p.jge(uint32(unum.FirstPid), n, a)
 	b.notifyOrAllow(n, a)
 }
 
