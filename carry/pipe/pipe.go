@@ -48,17 +48,17 @@ type Carrier struct {
 	mu     sync.Mutex
 	spent  sync.WaitGroup // goroutines of halves
 	halves map[key]*half
-	ended  map[key]time.Time // guest halves that said bye
-	landed signal            // a guest half came or went
-	idleMu sync.Mutex        // the innermost lock
-	idles  map[uint64]int    // read ends that are only kept, by inode; guarded by idleMu
+	ended  lately         // guest halves that said bye
+	landed signal         // a guest half came or went
+	idleMu sync.Mutex     // the innermost lock
+	idles  map[uint64]int // read ends that are only kept, by inode; guarded by idleMu
 	closed bool
 }
 
 // New registers the service and takes up what a predecessor left running in the
 // background: pipes of bodies that have ended, still used by their children.
 func New(env *carry.Env) (*Carrier, error) {
-	c := &Carrier{env: env, log: env.Log, halves: map[key]*half{}, ended: map[key]time.Time{}}
+	c := &Carrier{env: env, log: env.Log, halves: map[key]*half{}}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -215,7 +215,7 @@ func (c *Carrier) await(ctx context.Context, k key) (h *half) {
 func (c *Carrier) look(k key) (h *half, decided bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, gone := c.ended[k]; gone || k.Side != guest {
+	if c.ended.has(k) || k.Side != guest {
 		return nil, true
 	}
 	if h = c.halves[k]; h != nil {
@@ -231,13 +231,7 @@ func (c *Carrier) forget(h *half) {
 	c.mu.Lock()
 	delete(c.halves, h.rec.Key)
 	if h.side == guest && !h.unborn {
-		now := time.Now()
-		for k, t := range c.ended {
-			if now.Sub(t) > 2*landWait {
-				delete(c.ended, k)
-			}
-		}
-		c.ended[h.rec.Key] = now
+		c.ended.add(h.rec.Key)
 	}
 	c.mu.Unlock()
 	c.landed.broadcast()
