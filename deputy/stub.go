@@ -372,6 +372,17 @@ func (s *Stub) Getfd(num int) (*os.File, error) {
 	return sys.PidfdGetfd(s.pidfd, num)
 }
 
+// Pidfd duplicates the pidfd of the stub's process: ErrGone once it has ended.
+// The caller closes it.
+func (s *Stub) Pidfd() (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dead {
+		return -1, ErrGone
+	}
+	return unix.FcntlInt(uintptr(s.pidfd), unix.F_DUPFD_CLOEXEC, 0)
+}
+
 // Kill ends the stub's process by SIGKILL.
 func (s *Stub) Kill() error {
 	if err := s.Signal(unix.SIGKILL, nil); err != nil && !errors.Is(err, ErrGone) {

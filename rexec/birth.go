@@ -74,7 +74,7 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 		bodyRecord: bodyRecord{
 			Place: req.Place, Sid: s.sid, Path: spec.Path, Started: time.Now(), Descs: req.Descs, TTY: req.TTY,
 		},
-		place: req.Place, sess: s,
+		place: req.Place, sess: s, parent: s.agent,
 	}
 	var locals []local
 	ok := false
@@ -108,7 +108,7 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 	b.ready = ready
 	g.mu.Unlock()
 	defer close(ready)
-	bi := &birth{spec: spec, parent: s.agent, locals: locals, turn: born}
+	bi := &birth{spec: spec, parent: b.parent, locals: locals, turn: born}
 	if bi.holder, err = g.group(ctx, s, spec); err != nil {
 		return err
 	}
@@ -131,6 +131,9 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 		c.Started(true)
 	}
 	ok = true
+	if b.parent.Dead() {
+		g.orphaned(b)
+	}
 	return nil
 }
 

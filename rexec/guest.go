@@ -78,6 +78,7 @@ type body struct {
 	bodyRecord
 	place  carry.Placement
 	sess   *session
+	parent *deputy.Stub // the agent that forked it
 	stub   *deputy.Stub // its handle: end and pidfd
 	guests []carry.Guest
 	once   [16]uint64 // the last signals that were delivered, by their id

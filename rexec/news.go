@@ -24,9 +24,18 @@ const (
 func (g *Guests) ended(pid unum.Pid, si *sys.Siginfo, u unum.Usage) {
 	g.mu.Lock()
 	b := g.bodies[pid]
-	if b == nil || !b.born {
+	g.mu.Unlock()
+	if b != nil { // else a holder
+		g.happened(b, si, u)
+	}
+}
+
+func (g *Guests) happened(b *body, si *sys.Siginfo, u unum.Usage) {
+	pid := b.place.Pid
+	g.mu.Lock()
+	if g.bodies[pid] != b || !b.born {
 		g.mu.Unlock()
-		return // a holder, or a birth that failed
+		return // known already, or a birth that failed
 	}
 	e := &eventReq{ID: b.place.ID, Pid: pid, Status: int(si.Status()), Usage: u}
 	switch si.Code() {

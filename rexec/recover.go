@@ -303,19 +303,31 @@ func (g *Guests) recover(ctx context.Context) error {
 	// Told by the agents only now, when all bodies are known. They may
 	// have children that ended meanwhile.
 	for _, s := range g.sessions {
-		agent, err := g.cfg.Registry.Adopt(s.agent.HostPid, s.agent.Pid)
-		if err != nil {
-			return err
+		killed := s.agent.Dead()
+		if !killed {
+			if s.agent, err = g.cfg.Registry.Adopt(s.agent.HostPid, s.agent.Pid); err != nil {
+				return err
+			}
 		}
-		s.agent = agent
 		for _, t := range s.ends {
 			if s.sid == rootSession {
 				t.SetAgent(leader{})
 			} else {
-				t.SetAgent(&sessionAgent{agent: agent, cookie: g.cfg.Cookie})
+				t.SetAgent(&sessionAgent{agent: s.agent, cookie: g.cfg.Cookie})
 			}
 		}
 		s.ends = nil
+		g.mu.Lock()
+		for _, b := range g.bodies {
+			if b.sess == s {
+				b.parent = s.agent
+			}
+		}
+		g.mu.Unlock()
+		g.outlive(s.agent)
+		if killed {
+			continue
+		}
 		s.watch(g.cfg.Cookie, g.log, g.ended)
 		reap(s, g.cfg.Cookie, g.log, g.ended)
 	}
@@ -354,13 +366,13 @@ func (g *Guests) resumeSession(key string, r *sessionRecord) error {
 	if _, err := fmt.Sscan(key, &sid); err != nil {
 		return fmt.Errorf("session record %q: %w", key, err)
 	}
+	s := &session{sid: sid, home: r.Home, term: r.Term, holders: map[unum.Pid]*deputy.Stub{}}
 	pid, err := sys.WorldPid(r.Agent)
-	if err != nil || !isStub(r.Agent) {
-		g.recSessions.remove(key)
-		return nil
+	if err == nil && isStub(r.Agent) {
+		s.agent, s.settled = &deputy.Stub{HostPid: r.Agent, Pid: pid}, make(chan struct{})
+	} else {
+		s.agent = deputy.Ended(sid) // killed meanwhile; it may have left bodies
 	}
-	s := &session{sid: sid, home: r.Home, term: r.Term, holders: map[unum.Pid]*deputy.Stub{}, settled: make(chan struct{})}
-	s.agent = &deputy.Stub{HostPid: r.Agent, Pid: pid}
 	for p, host := range r.Holders {
 		if !isStub(host) {
 			continue
@@ -399,7 +411,15 @@ func (g *Guests) resumeBody(ctx context.Context, key string, r *bodyRecord, end 
 	if err == nil {
 		b.stub, err = g.cfg.Registry.Watch(host, r.Place.Pid)
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+	case end == nil && b.sess.agent.Dead():
+		// Ended, or never born: with its agent nobody knows.
+		g.seq = max(g.seq+1, monotonic())
+		b.stub, end = deputy.Ended(r.Place.Pid), &eventReq{
+			ID: r.Place.ID, Pid: r.Place.Pid, Kind: killed, Status: int(unix.SIGKILL), Seq: g.seq,
+		}
+	default:
 		// Ended, and its agent knows; or never born.
 		b.stub, b.doubted = deputy.Ended(r.Place.Pid), end == nil
 	}

@@ -31,11 +31,13 @@ type Runs struct {
 	agent   *session
 	runs    map[unum.Pid]*run
 	records records[runRecord]
+	wg      sync.WaitGroup
 }
 
 type run struct {
 	runRecord
-	done chan struct{}
+	parent *deputy.Stub // the agent that forked it
+	done   chan struct{}
 }
 
 // runRecord is what a successor of the daemon must know of a run; the agent
@@ -120,9 +122,12 @@ func (r *Runs) Start(ctx context.Context, c *Command) (unum.Pid, error) {
 	}
 	r.mu.Lock()
 	x := r.entry(s.Pid)
-	x.Uid, x.Host = c.Uid, s.HostPid
+	x.Uid, x.Host, x.parent = c.Uid, s.HostPid, b.parent
 	err = r.records.save(s.Pid.String(), &x.runRecord)
 	r.mu.Unlock()
+	if b.parent.Dead() {
+		r.orphaned(s.Pid, s.HostPid)
+	}
 	return s.Pid, err
 }
 
@@ -139,7 +144,7 @@ func (r *Runs) entry(pid unum.Pid) *run {
 func (r *Runs) forker(ctx context.Context) (*deputy.Stub, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.agent != nil {
+	if r.agent != nil && !r.agent.agent.Dead() {
 		return r.agent.agent, nil
 	}
 	a, err := r.mk.agent(ctx, r.mk.root, 0, false, true, nil)
@@ -149,6 +154,7 @@ func (r *Runs) forker(ctx context.Context) (*deputy.Stub, error) {
 	s := &session{agent: a}
 	s.watch(r.cfg.Cookie, r.log, r.ended)
 	r.agent = s
+	r.outlive(a)
 	return a, r.records.save("0", &runRecord{Host: a.HostPid})
 }
 
@@ -179,13 +185,19 @@ func (r *Runs) recover() (err error) {
 	if rec == nil {
 		return nil
 	}
+	a := deputy.Ended(0) // killed meanwhile
 	pid, err := sys.WorldPid(rec.Host)
-	if err != nil {
-		return err
+	if err == nil && isStub(rec.Host) {
+		if a, err = r.cfg.Registry.Adopt(rec.Host, pid); err != nil {
+			return err
+		}
 	}
-	a, err := r.cfg.Registry.Adopt(rec.Host, pid)
-	if err != nil {
-		return err
+	for _, x := range r.runs {
+		x.parent = a
+	}
+	r.outlive(a)
+	if a.Dead() {
+		return nil
 	}
 	r.agent = &session{agent: a}
 	r.agent.watch(r.cfg.Cookie, r.log, r.ended)
@@ -193,10 +205,41 @@ func (r *Runs) recover() (err error) {
 	return nil
 }
 
+// outlive waits for the end of an agent, and then for those of its processes
+// (see orphan.go).
+func (r *Runs) outlive(agent *deputy.Stub) {
+	r.wg.Go(func() {
+		<-agent.Gone()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for pid, x := range r.runs {
+			if x.parent == agent && x.End.Kind == 0 {
+				r.orphaned(pid, x.Host)
+			}
+		}
+	})
+}
+
+// orphaned waits for the end of a process whose agent is gone.
+func (r *Runs) orphaned(pid unum.Pid, host int) {
+	r.wg.Go(func() {
+		s := deputy.Ended(pid)
+		if at, err := sys.WorldPid(host); err == nil && at == pid {
+			if w, err := r.cfg.Registry.Watch(host, pid); err == nil {
+				s = w
+			}
+		}
+		r.ended(pid, orphanEnd(s), unum.Usage{})
+	})
+}
+
 func (r *Runs) ended(pid unum.Pid, si *sys.Siginfo, _ unum.Usage) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	x := r.entry(pid)
+	if x.End.Kind != 0 {
+		return
+	}
 	switch si.Code() {
 	case cldExited:
 		x.End = eventReq{Kind: exited, Status: int(si.Status())}

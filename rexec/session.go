@@ -90,6 +90,7 @@ func (g *Guests) session(ctx context.Context, req *startReq) (*session, error) {
 		return nil, err
 	}
 	s.watch(g.cfg.Cookie, g.log, g.ended)
+	g.outlive(agent)
 	return s, nil
 }
 
