@@ -131,6 +131,13 @@ func (cl *Client) Nodes(ctx context.Context) ([]Node, error) {
 	return get[[]Node](ctx, cl, "nodes", nil)
 }
 
+// CheckNode says whether a node of that name can take a process; a daemon that
+// has just started waits for a node that is on its way.
+func (cl *Client) CheckNode(ctx context.Context, id unum.NodeID) error {
+	_, err := get[struct{}](ctx, cl, "node", id)
+	return err
+}
+
 // Ps lists the processes of the cluster.
 func (cl *Client) Ps(ctx context.Context) ([]Proc, error) {
 	return get[[]Proc](ctx, cl, "ps", nil)

@@ -11,6 +11,7 @@ import (
 	"unum"
 	"unum/ctl"
 	"unum/rexec"
+	"unum/sched"
 )
 
 // startControl opens the control socket.
@@ -28,17 +29,20 @@ func (d *Daemon) startControl() (err error) {
 // backend is the daemon as the control socket sees it.
 type backend struct{ d *Daemon }
 
-func (b backend) CheckNode(_ context.Context, id unum.NodeID) error {
-	for _, n := range b.d.members.View().Nodes {
-		if n.ID != id {
-			continue
-		}
-		if n.State == unum.Down || n.State == unum.Left {
-			return &unum.Error{Op: "run", Node: id, Err: unum.ErrNodeLost}
-		}
-		return nil
+func (b backend) CheckNode(ctx context.Context, id unum.NodeID) error {
+	if !b.d.members.Settled(string(id)) {
+		b.d.members.Settle(ctx, string(id))
 	}
-	return &unum.Error{Op: "run", Node: id, Err: unum.ErrNoNode}
+	n, known := find(b.d.members.View().Nodes, id)
+	switch {
+	case !known:
+		return &unum.Error{Op: "run", Node: id, Err: unum.ErrNoNode}
+	case n.State == unum.Down || n.State == unum.Left:
+		return &unum.Error{Op: "run", Node: id, Err: unum.ErrNodeLost}
+	case n.State == unum.Joining:
+		return &unum.Error{Op: "run", Node: id, Err: fmt.Errorf("it is %s and %w", n.State, sched.ErrNotTaking)}
+	}
+	return nil
 }
 
 // OpenTTY opens a terminal of the world's own devpts.

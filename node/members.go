@@ -16,11 +16,12 @@ import (
 
 // members is the cluster as this daemon sees it.
 type members struct {
-	d     *Daemon
-	store *etcd.Store
-	beats *cluster.Heartbeats
-	epoch atomic.Uint64
-	load  loadMeter
+	d      *Daemon
+	store  *etcd.Store
+	beats  atomic.Pointer[cluster.Heartbeats]
+	roster roster
+	epoch  atomic.Uint64
+	load   loadMeter
 
 	mu    sync.Mutex
 	lease cluster.Lease
@@ -33,6 +34,16 @@ func newMembers(d *Daemon) *members {
 	// Until the list has been read, these two are known.
 	m.addrs[d.cfg.CoordinatorNode] = d.cfg.Coordinator
 	m.addrs[d.cfg.Node] = d.cfg.Listen
+	m.roster = roster{
+		self: d.cfg.Node, until: time.Now().Add(settleFor), news: make(chan struct{}),
+		read: func(ctx context.Context) ([]unum.NodeInfo, error) { return m.store.Nodes(ctx) },
+		live: func() []unum.NodeInfo {
+			if b := m.beats.Load(); b != nil {
+				return b.Nodes()
+			}
+			return nil
+		},
+	}
 	return m
 }
 
@@ -80,6 +91,7 @@ func (d *Daemon) join(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	m.roster.joined(nodes)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, n := range nodes {
@@ -96,16 +108,18 @@ func (m *members) Up(ctx context.Context) error {
 	if err := m.store.SetState(ctx, m.d.cfg.Node, m.Epoch(), unum.Up); err != nil {
 		return err
 	}
-	m.beats = cluster.NewHeartbeats(cluster.HeartbeatConfig{
+	beats := cluster.NewHeartbeats(cluster.HeartbeatConfig{
 		Node: m.d.cfg.Node, Store: m.store, Link: m.d.wire, Load: m.load.measure, Changed: m.changed, Isolated: m.isolated,
 		Log: m.d.log,
 	})
+	m.beats.Store(beats)
 	m.isolated(false) // what the daemon before this one has halted
-	return m.beats.Start(ctx, m.lease)
+	return beats.Start(ctx, m.lease)
 }
 
 // changed keeps the addresses, and tells placement of nodes that are lost.
 func (m *members) changed(nodes []unum.NodeInfo) {
+	m.roster.changed()
 	for _, n := range nodes {
 		m.mu.Lock()
 		if n.State == unum.Left {
@@ -163,18 +177,24 @@ func (m *members) Lost() <-chan struct{} { return m.lease.Lost() }
 
 // View is the cluster as placement needs it.
 func (m *members) View() sched.View {
-	v := sched.View{Self: m.d.cfg.Node}
-	if m.beats != nil {
-		v.Nodes = m.beats.Nodes()
+	return sched.View{Self: m.d.cfg.Node, Nodes: m.roster.nodes()}
+}
+
+// Settled says whether a value of UNUM_NODE can be decided at once.
+func (m *members) Settled(hint string) bool { return m.roster.settled(hint) }
+
+// Settle waits until it can be, and no longer than this daemon is young.
+func (m *members) Settle(ctx context.Context, hint string) {
+	if !m.roster.settle(ctx, hint) && ctx.Err() == nil {
+		m.d.log.Warn("a node is waited for no longer", "peer", hint)
 	}
-	return v
 }
 
 // Close leaves the lease to run out by itself: a daemon that is restarted at
 // once is not missed.
 func (m *members) Close() {
-	if m.beats != nil {
-		m.beats.Close()
+	if b := m.beats.Load(); b != nil {
+		b.Close()
 	}
 	m.load.stop()
 	if m.lease != nil {

@@ -46,10 +46,23 @@ func parentOf(t *sys.Task) unum.Pid {
 	return pid
 }
 
+// hint reads what an exec's new environment asks for; "" if that is this node,
+// or nothing.
+func (h *Homes) hint(n *seccomp.Notif) string {
+	env := n.Args[2]
+	if n.Nr == unix.SYS_EXECVEAT {
+		env = n.Args[3]
+	}
+	if hint := readHint(n.Tid, env); hint != sched.HintHere && hint != string(h.cfg.Node) {
+		return hint
+	}
+	return ""
+}
+
 // look decides about an exec as far as it is cheap. It returns nil for an exec
 // that runs here, with a reason if there is more to say than that nothing else
 // was asked for.
-func (h *Homes) look(n *seccomp.Notif) (*caller, string) {
+func (h *Homes) look(n *seccomp.Notif, hint string) (*caller, string) {
 	if n.Arch != seccomp.ArchX86_64 {
 		return nil, "a 32-bit program's exec stays home"
 	}
@@ -62,8 +75,7 @@ func (h *Homes) look(n *seccomp.Notif) (*caller, string) {
 			return nil, "an exec of an open file stays home"
 		}
 	}
-	hint := readHint(n.Tid, c.envAddr)
-	if hint == "" || hint == sched.HintHere || hint == string(h.cfg.Node) {
+	if hint == "" {
 		return nil, ""
 	}
 	var err error

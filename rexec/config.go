@@ -29,6 +29,11 @@ type Config struct {
 	Terminal *tty.Kind // one of Carry's kinds; it carries controlling terminals too
 
 	Peer func(unum.NodeID) (unum.Peer, error)
+	// Settled says whether a value of UNUM_NODE can be decided at once, Settle
+	// waits until it can be or has been waited for long enough: a daemon that
+	// has just started may not know of a node yet.
+	Settled func(hint string) bool
+	Settle  func(ctx context.Context, hint string)
 	// Quick answers what needs little knowledge of the caller (sched.Quick).
 	Quick func(sched.Request) (sched.Decision, bool)
 	// Place decides; Finished, Failed and Forbid are what it learns from.

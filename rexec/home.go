@@ -122,7 +122,19 @@ func (h *Homes) Exec(n *seccomp.Notif) {
 	if h.letThrough(n) || h.redone(n) {
 		return
 	}
-	c, why := h.look(n)
+	hint := h.hint(n)
+	if !h.cfg.Settled(hint) {
+		h.wg.Go(func() {
+			h.cfg.Settle(context.Background(), hint)
+			h.decide(n, hint)
+		})
+		return
+	}
+	h.decide(n, hint)
+}
+
+func (h *Homes) decide(n *seccomp.Notif, hint string) {
+	c, why := h.look(n, hint)
 	if c == nil {
 		if why != "" {
 			h.whys.add(why, n.Tid)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -65,21 +66,19 @@ func checkNode(ctx context.Context, node string) error {
 	if err != nil {
 		return err
 	}
-	nodes, err := cl.Nodes(ctx)
-	if err != nil {
+	err = cl.CheckNode(ctx, unum.NodeID(node))
+	if !errors.Is(err, unum.ErrNoNode) {
+		return err
+	}
+	nodes, lerr := cl.Nodes(ctx)
+	if lerr != nil {
 		return err
 	}
 	var names []string
 	for _, n := range nodes {
-		if string(n.ID) == node {
-			if n.State == unum.Up || n.State == unum.Suspect {
-				return nil
-			}
-			return fmt.Errorf("run on %s: the node is %s (`unum nodes`)", node, n.State)
-		}
 		names = append(names, string(n.ID))
 	}
-	return fmt.Errorf("run on %s: %w (there are: %s)", node, unum.ErrNoNode, strings.Join(names, ", "))
+	return fmt.Errorf("%w (there are: %s)", err, strings.Join(names, ", "))
 }
 
 // lookPath searches the PATH of env, and says by its exit code whether the
