@@ -42,7 +42,7 @@ func TestPlacedAfterStart(t *testing.T) {
 	for range 4 {
 		// The script is one daemon's, and goes on under the next.
 		gate := c.gate("go")
-		j := c.run(`read line < $D/go; for how in n2 elsewhere; do UNUM_NODE=$how cat /run/unum/node; done; unum run -n n2 cat /run/unum/node`)
+		j := c.run(`read line < $D/go; for how in n2 elsewhere; do UNUM_NODE=$how cat /run/unum/node; done; unum run -n n2 cat /run/unum/node; true`)
 		pass := c.arrived(gate)
 		pid := c.node(0).Daemon()
 		if !c.killService(0, "daemon") {
