@@ -132,7 +132,11 @@ func (s *LogStore) ended(pid unum.Pid, e Exit, err error) {
 	case e.Signal != 0:
 		status = unix.SignalName(unix.Signal(e.Signal))
 	}
-	os.WriteFile(s.path(pid)+".end", []byte(status), 0o600)
+	// Whole or not at all: who finds it reads it.
+	tmp := filepath.Join(s.dir, "end-"+pid.String())
+	if os.WriteFile(tmp, []byte(status), 0o600) == nil {
+		os.Rename(tmp, s.path(pid)+".end")
+	}
 	s.forget()
 }
 
