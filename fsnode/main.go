@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"unum"
+	"unum/sys"
 )
 
 // Main runs the file server of the node whose config file lies at configPath,
@@ -33,6 +34,9 @@ func Main(configPath string) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	if err := hurry(); err != nil {
 		log.Warn("the file server runs at the priority of what it serves", "err", err)
+	}
+	if err := sys.CalmMonitor(ctx); err != nil {
+		log.Warn("the file server wakes more often than it must", "err", err)
 	}
 	return Serve(ctx, Config{StateDir: filepath.Join(filepath.Dir(configPath), "state"), Log: log})
 }

@@ -26,6 +26,7 @@ import (
 	"unum/rexec"
 	"unum/sched"
 	"unum/seccomp"
+	"unum/sys"
 	"unum/wire"
 	"unum/world"
 )
@@ -67,6 +68,9 @@ func Main(path string) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", string(cfg.Node))
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
+	if err := sys.CalmMonitor(ctx); err != nil {
+		log.Warn("the daemon wakes more often than it must", "err", err)
+	}
 	d := &Daemon{cfg: cfg, log: log, inc: unum.Incarnation(time.Now().UnixNano()), sched: sched.New(sched.Config{})}
 	if err := d.run(ctx); err != nil {
 		log.Error("daemon ends", "err", err)

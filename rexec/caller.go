@@ -209,53 +209,6 @@ func (h *Homes) resolve(c *caller) string {
 	return ""
 }
 
-// readHint finds UNUM_NODE in the environment that the exec would give.
-func readHint(pid int, env uint64) string {
-	for {
-		ptrs, end, err := readPointers(pid, env, 256)
-		if err != nil {
-			return ""
-		}
-		if v, ok := scanHint(pid, ptrs); ok {
-			return v
-		}
-		if end {
-			return ""
-		}
-		env += uint64(8 * len(ptrs))
-	}
-}
-
-// scanHint reads the heads of all strings in one call.
-func scanHint(pid int, ptrs []uint64) (string, bool) {
-	const head = 32
-	buf := make([]byte, head*len(ptrs))
-	got := sys.ReadHeads(pid, ptrs, head, buf)
-	for i, at := range ptrs {
-		s := buf[i*head : (i+1)*head]
-		if i >= got {
-			v, err := sys.ReadString(pid, at, 128)
-			if err != nil {
-				continue
-			}
-			s = append([]byte(v), 0)
-		}
-		rest, ok := bytes.CutPrefix(s, []byte(hintKey))
-		if !ok {
-			continue
-		}
-		if j := bytes.IndexByte(rest, 0); j >= 0 {
-			return string(rest[:j]), true
-		}
-		v, err := sys.ReadString(pid, at, 4096)
-		if err != nil {
-			return "", false
-		}
-		return v[len(hintKey):], true
-	}
-	return "", false
-}
-
 // readPointers reads a NULL-terminated array, at most limit of it.
 func readPointers(pid int, at uint64, limit int) (ptrs []uint64, end bool, err error) {
 	if at == 0 {

@@ -79,28 +79,3 @@ func ReadString(pid int, addr uint64, limit int) (string, error) {
 	}
 	return "", unix.ENAMETOOLONG
 }
-
-// ReadHeads reads n bytes at each address into buf, one after the other, and
-// returns how many were read whole: reading ends at the first that is not.
-func ReadHeads(pid int, at []uint64, n int, buf []byte) int {
-	const batch = 1024 // UIO_MAXIOV
-	read := 0
-	for read < len(at) {
-		k := min(batch, len(at)-read)
-		remote := make([]unix.RemoteIovec, k)
-		for i := range remote {
-			remote[i] = unix.RemoteIovec{Base: uintptr(at[read+i]), Len: n}
-		}
-		part := buf[read*n : (read+k)*n]
-		local := []unix.Iovec{{Base: &part[0], Len: uint64(len(part))}}
-		got, err := unix.ProcessVMReadv(pid, local, remote, 0)
-		if err != nil {
-			return read
-		}
-		read += got / n
-		if got < len(part) {
-			return read
-		}
-	}
-	return read
-}

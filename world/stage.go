@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"unum"
+	"unum/sys"
 	"unum/world/cgroup"
 )
 
@@ -73,6 +74,9 @@ func stage1() error {
 		birth = int(f.Fd())
 	}
 	originalLimits()
+	if err := sys.DefaultSlack(); err != nil {
+		return err
+	}
 	if err := wanted(); err != nil {
 		return err
 	}
