@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +22,19 @@ func (p *pair) kill() {
 	p.fsproc.Process.Kill()
 	p.fsproc.Wait()
 	p.startServer()
+}
+
+// waitBegun waits until the file server has a request that it has not answered.
+func (p *pair) waitBegun() {
+	p.t.Helper()
+	tab, err := openTable(filepath.Join(p.dir, "fs.tab"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer tab.close()
+	waitFor(p.t, func() bool {
+		return slices.ContainsFunc(tab.head.Unanswered[:], func(u unanswered) bool { return u.Unique != 0 })
+	})
 }
 
 const counter = `import os,sys,time
@@ -188,6 +203,7 @@ os.write(1,os.read(0,1))
 	in.started()
 	o.started()
 	waitBlocked(t, cmd.Process.Pid, 0)
+	p.waitBegun() // one that was not is left to the next server
 	p.kill()
 	waitFor(t, func() bool { return content(t, out) == "error 5\n" })
 	w.WriteString("x")

@@ -24,6 +24,7 @@ const stepTime = 20 * time.Second
 //	send "text"     type it; Go's escapes
 //	want "text"     wait until it shows up behind what was wanted last
 //	file NAME       wait until the file exists in the scratch directory
+//	holds NAME "t"  wait until it holds that text
 //	again "a" "b"   type a, once a second, until b shows up
 //	touch NAME      make it
 //	quiet "text"    be sure, for half a second, that it does not show up
@@ -189,6 +190,13 @@ func (s *screen) step(ctx context.Context, within time.Duration, step string, pt
 		return err
 	case "file":
 		return poll(func() bool { _, err := os.Stat(dir + "/" + arg); return err == nil })
+	case "holds":
+		name, quoted, _ := strings.Cut(arg, " ")
+		text, err := strconv.Unquote(quoted)
+		if err != nil {
+			return err
+		}
+		return poll(func() bool { b, err := os.ReadFile(dir + "/" + name); return err == nil && string(b) == text })
 	case "again":
 		words := strings.SplitAfterN(arg, `" `, 2)
 		if len(words) != 2 {

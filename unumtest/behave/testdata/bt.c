@@ -72,7 +72,8 @@ static pid_t start(char **av) {
 	return p;
 }
 
-/* wait CMD: run it and tell every change of its state. */
+/* wait CMD: run it and tell every change of its state. The file "continued" says
+ * that it was seen to go on: one that ends before that was not. */
 static int v_wait(void) {
 	pid_t p = start(argv + 2);
 	int st;
@@ -80,6 +81,7 @@ static int v_wait(void) {
 		if (waitpid(p, &st, WUNTRACED | WCONTINUED) < 0) die("waitpid");
 		say_status(st);
 		if (WIFSTOPPED(st)) kill(p, SIGCONT);
+		if (WIFCONTINUED(st)) close(open("continued", O_CREAT | O_WRONLY, 0644));
 	} while (!WIFEXITED(st) && !WIFSIGNALED(st));
 	return 0;
 }
