@@ -33,6 +33,13 @@ type Placements interface {
 	Hosts() bool
 	// Bodies lists what is placed here, by host PID (0: not yet known).
 	Bodies() map[unum.Pid]int
+	// Adopter returns the node that has the parent of an orphan (a host PID) that
+	// is on this node, if it is another one.
+	Adopter(ctx context.Context, host int) (unum.NodeID, bool)
+	// Nursed says whether there may be such orphans here.
+	Nursed() bool
+	// Subreaper notes that a process (a host PID) takes in orphans, or does not.
+	Subreaper(host int, on bool) error
 	// SignalBody sends a signal to the body of a deputy, past the deputy.
 	SignalBody(ctx context.Context, pid unum.Pid, sig unix.Signal, info *sys.Siginfo) error
 	// ClaimGroup says whether a body is still to be given a group's signal, and
@@ -178,6 +185,10 @@ func (c *Calls) Handle(n *seccomp.Notif) {
 	case unix.SYS_FCNTL:
 		c.nonblock(n)
 	case unix.SYS_PRCTL:
+		if n.Args[0] == unix.PR_SET_CHILD_SUBREAPER {
+			c.subreaper(n)
+			return
+		}
 		c.deathSignal(n)
 	case unix.SYS_CONNECT, unix.SYS_BIND, unix.SYS_LISTEN:
 		c.socket(n)

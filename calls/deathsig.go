@@ -57,6 +57,17 @@ func (c *Calls) deathSignal(n *seccomp.Notif) {
 	})
 }
 
+// subreaper notes a process that becomes a child subreaper: the orphans of what
+// is placed from below it are to come to it. The kernel's own are its anyway.
+func (c *Calls) subreaper(n *seccomp.Notif) {
+	if tgid, err := sys.Tgid(n.Tid); err == nil {
+		if err := c.cfg.Placed.Subreaper(tgid, n.Args[1] != 0); err != nil {
+			c.log.Warn("note a subreaper", "tid", n.Tid, "err", err)
+		}
+	}
+	n.Continue()
+}
+
 // onDeath sets or reads the parent-death signal of the first deputy of a chain,
 // whose parent is the body's.
 func (c *Calls) onDeath(ctx context.Context, q *mirrorReq) (*mirrorRes, error) {

@@ -21,7 +21,7 @@ type idsRes struct {
 
 // onIDs tells who the parent of a process born here is, and its group and
 // session: those of its deputy, if it runs elsewhere.
-func (c *Calls) onIDs(_ context.Context, _ unum.NodeID, q *idsReq) (*idsRes, error) {
+func (c *Calls) onIDs(ctx context.Context, _ unum.NodeID, q *idsReq) (*idsRes, error) {
 	host, err := c.cfg.World.ToHost(q.Pid)
 	if err != nil {
 		return &idsRes{}, nil
@@ -35,7 +35,12 @@ func (c *Calls) onIDs(_ context.Context, _ unum.NodeID, q *idsReq) (*idsRes, err
 		return &idsRes{}, nil
 	}
 	res := &idsRes{Found: true, Pgid: t.Pgid, Sid: t.Sid}
-	if t.Ppid != 0 && c.cfg.Registry.Find(t.Ppid) == nil {
+	if id, ok := c.cfg.Placed.Adopter(ctx, t.Tgid); ok {
+		// It is an orphan, or stands here for one, of a tree of another node.
+		if up := c.askAdopter(ctx, id, q.Pid); up != nil && up.Found {
+			res.Ppid = up.Ppid
+		}
+	} else if t.Ppid != 0 && c.cfg.Registry.Find(t.Ppid) == nil {
 		res.Ppid, _ = c.cfg.World.ToWorld(t.Ppid)
 	}
 	if res.Ppid == 0 {
@@ -47,7 +52,7 @@ func (c *Calls) onIDs(_ context.Context, _ unum.NodeID, q *idsReq) (*idsRes, err
 // getppid of a body is what its deputy's is; any other process's is its own.
 func (c *Calls) getppid(n *seccomp.Notif) {
 	bodies := c.cfg.Placed.Bodies()
-	if len(bodies) == 0 {
+	if len(bodies) == 0 && !c.cfg.Placed.Nursed() {
 		n.Continue()
 		return
 	}
@@ -76,7 +81,26 @@ func (c *Calls) getppid(n *seccomp.Notif) {
 			return
 		}
 	}
-	n.Continue()
+	c.orphanParent(n, tgid)
+}
+
+// orphanParent answers getppid of a process that was born here.
+func (c *Calls) orphanParent(n *seccomp.Notif, tgid int) {
+	if !c.cfg.Placed.Nursed() {
+		n.Continue()
+		return
+	}
+	c.go_(func(ctx context.Context) {
+		if id, ok := c.cfg.Placed.Adopter(ctx, tgid); ok {
+			if pid, err := c.cfg.World.ToWorld(tgid); err == nil {
+				if res := c.askAdopter(ctx, id, pid); res != nil && res.Found {
+					n.Return(int64(res.Ppid))
+					return
+				}
+			}
+		}
+		n.Continue()
+	})
 }
 
 // askIDs asks the node where pid was born; nil if it does not answer.
@@ -85,6 +109,19 @@ func (c *Calls) askIDs(ctx context.Context, pid unum.Pid) *idsRes {
 	if err != nil {
 		return nil
 	}
+	return asked(ctx, peer, pid)
+}
+
+// askAdopter asks the node that has the deputy of an orphan.
+func (c *Calls) askAdopter(ctx context.Context, id unum.NodeID, pid unum.Pid) *idsRes {
+	peer, err := c.cfg.Peer(id)
+	if err != nil {
+		return nil
+	}
+	return asked(ctx, peer, pid)
+}
+
+func asked(ctx context.Context, peer unum.Peer, pid unum.Pid) *idsRes {
 	res, err := unum.Call[idsRes](ctx, peer, "calls.ids", &idsReq{pid})
 	if err != nil {
 		return nil

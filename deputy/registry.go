@@ -104,6 +104,11 @@ func (r *Registry) greet(n *seccomp.Notif) (*Stub, error) {
 }
 
 func (r *Registry) add(host int, pid unum.Pid, st state, first []*job) (*Stub, error) {
+	return r.handle(host, pid, st, first, true)
+}
+
+// handle makes the handle of a process; as a stub's it is found by its number.
+func (r *Registry) handle(host int, pid unum.Pid, st state, first []*job, stub bool) (*Stub, error) {
 	fd, err := sys.PidfdOpen(host)
 	if err != nil {
 		return nil, fmt.Errorf("pidfd of %d: %w", host, err)
@@ -115,7 +120,9 @@ func (r *Registry) add(host int, pid unum.Pid, st state, first []*job) (*Stub, e
 		unix.Close(fd)
 		return nil, os.ErrClosed
 	}
-	r.byHost[host] = s
+	if stub {
+		r.byHost[host] = s
+	}
 	r.wg.Add(1)
 	go r.watch(s)
 	return s, nil
@@ -234,13 +241,9 @@ func (r *Registry) Adopt(host int, pid unum.Pid) (*Stub, error) {
 }
 
 // Watch returns a handle of a process that is no stub any more, good for its
-// end and for signals.
+// end and for signals. A deputy that it may be for others stays known.
 func (r *Registry) Watch(host int, pid unum.Pid) (*Stub, error) {
-	s, err := r.add(host, pid, running, nil)
-	if err == nil {
-		r.Forget(s)
-	}
-	return s, err
+	return r.handle(host, pid, running, nil, false)
 }
 
 // Ended returns the handle of a process that is gone already.

@@ -102,6 +102,14 @@ func (p placements) Hosts() bool                            { return p.d.rexec.G
 func (p placements) PlacedGroup(pgid unum.Pid) bool         { return p.d.rexec.PlacedGroup(pgid) }
 func (p placements) Note(pid unum.Pid, text string)         { p.d.rexec.Note(pid, text) }
 
+func (p placements) Nursed() bool { return p.d.rexec.Guests.Nursed() }
+
+func (p placements) Adopter(ctx context.Context, host int) (unum.NodeID, bool) {
+	return p.d.rexec.Guests.Adopter(ctx, host)
+}
+
+func (p placements) Subreaper(host int, on bool) error { return p.d.rexec.Subreaper(host, on) }
+
 func (p placements) ClaimGroup(id uint64, pid unum.Pid) bool {
 	return p.d.rexec.Guests.ClaimGroup(id, pid)
 }

@@ -73,6 +73,7 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 	b := &body{
 		bodyRecord: bodyRecord{
 			Place: req.Place, Sid: s.sid, Path: spec.Path, Started: time.Now(), Descs: req.Descs, TTY: req.TTY,
+			Reapers: spec.Reapers,
 		},
 		place: req.Place, sess: s, parent: s.agent,
 	}
@@ -118,6 +119,12 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 			return fmt.Errorf("foreground group of session %d: %w", spec.Sid, err)
 		}
 	}
+	if len(spec.Reapers) > 0 && bi.holder == nil {
+		if b.nursery, err = g.nurse(ctx, s, b); err != nil {
+			return err
+		}
+		b.parent, bi.parent = b.nursery.agent, b.nursery.agent
+	}
 	if err := g.recBodies.save(b.key(), &b.bodyRecord); err != nil {
 		return err
 	}
@@ -126,6 +133,11 @@ func (g *Guests) birth(ctx context.Context, req *startReq) (err error) {
 	}
 	if b.stub, err = g.mk.make(ctx, bi); err != nil {
 		return err
+	}
+	if spec.Reaper {
+		if err := g.reaper(b.stub.HostPid, true); err != nil {
+			g.log.Debug("note a subreaper", "pid", spec.Pid, "err", err)
+		}
 	}
 	for _, c := range b.guests {
 		c.Started(true)
@@ -185,5 +197,6 @@ func (g *Guests) unborn(b *body) {
 		g.recEvents.remove(b.key())
 	}
 	g.mu.Unlock()
+	g.quit(b)
 	g.leave(b.sess)
 }

@@ -6,7 +6,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"unum"
 	"unum/carry"
 	"unum/sys"
 )
@@ -41,7 +40,7 @@ func TestUnbornIsForgottenOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		if told {
-			g.ended(70000, sys.MakeSiginfo(unix.SIGCHLD, cldKilled, 70000, 0), unum.Usage{})
+			g.ended(&childEvent{pid: 70000, info: *sys.MakeSiginfo(unix.SIGCHLD, cldKilled, 70000, 0)}, nil)
 		}
 		close(ready)
 		g.unborn(b)

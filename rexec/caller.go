@@ -108,7 +108,7 @@ func (h *Homes) look(n *seccomp.Notif, hint string) (*caller, string) {
 		Pid: c.task.Pid, Parent: parentOf(c.task), Path: c.path, Argv: c.argv, Hint: hint,
 		Caller: h.cfg.Node, Home: h.cfg.Node,
 		Guest:       h.foreign(c.task.Sid),
-		Avoid:       h.avoid(c.task),
+		Avoid:       append(h.avoid(c.task), h.above(c.task)...),
 		Interactive: c.task.TTY != 0,
 	})
 	if c.dest.Err != nil {
@@ -355,6 +355,7 @@ func (h *Homes) gather(c *caller) (*Spec, error) {
 		return nil, fmt.Errorf("it has %s mapped, which only this node has: %w", name, unum.ErrStaysHome)
 	}
 	s := &Spec{
+		Reaper: h.reapers.has(t.Tgid, t.Start), Reapers: h.above(t),
 		Pid: t.Pid, Pgid: t.Pgid, Sid: t.Sid, Path: c.path, Argv: c.argv,
 		File: c.real, FileIno: c.ino,
 		Umask: t.Umask, Nice: t.Nice, Policy: t.Policy,

@@ -24,11 +24,16 @@ type Guests struct {
 	sessions map[unum.Pid]*session
 	bodies   map[unum.Pid]*body
 	untold   map[uint64]*body         // ended, and home does not know yet; by operation id
+	orphans  map[unum.Pid]*body       // born here, with a deputy on another node (nursery.go)
 	starting map[uint64]chan struct{} // births under way, by operation id; closed when decided
 	seq      uint64                   // of the last event
 	ledger   *ledger
 	groups   *groups
 	wg       sync.WaitGroup
+
+	nurseries nurseries
+	nextID    func() uint64                 // of placements
+	reaper    func(host int, on bool) error // notes a body that is a subreaper
 
 	recBodies   records[bodyRecord]
 	recSessions records[sessionRecord]
@@ -40,6 +45,7 @@ func newGuests(cfg Config, mk *maker, gs *groups) *Guests {
 		cfg: cfg, mk: mk, log: cfg.Log, groups: gs,
 		sessions: map[unum.Pid]*session{},
 		bodies:   map[unum.Pid]*body{}, untold: map[uint64]*body{}, starting: map[uint64]chan struct{}{},
+		orphans: map[unum.Pid]*body{}, nurseries: nurseries{all: map[int]*nursery{}},
 	}
 }
 
@@ -71,19 +77,26 @@ type bodyRecord struct {
 	Started time.Time
 	Descs   []*carry.Desc
 	TTY     *tty.Desc
+
+	Nursery  int           // host PID of its parent, if that is one
+	Reapers  []unum.NodeID // nodes with a subreaper above it
+	Orphan   bool          // it was born here
+	Uid, Gid uint32        // of an orphan
 }
 
 // body is one placed process here.
 type body struct {
 	bodyRecord
-	place  carry.Placement
-	sess   *session
-	parent *deputy.Stub // the agent that forked it
-	stub   *deputy.Stub // its handle: end and pidfd
-	guests []carry.Guest
-	once   [16]uint64 // the last signals that were delivered, by their id
-	at     int
-	after  uint64 // the last signal to its group
+	place   carry.Placement
+	sess    *session
+	nursery *nursery      // its parent; nil if that is the session's agent
+	decide  chan struct{} // of an orphan: ready, to be closed
+	parent  *deputy.Stub  // the agent that forked it
+	stub    *deputy.Stub  // its handle: end and pidfd
+	guests  []carry.Guest
+	once    [16]uint64 // the last signals that were delivered, by their id
+	at      int
+	after   uint64 // the last signal to its group
 
 	ready <-chan struct{} // closed when its birth is decided; stub is nil if it failed
 	last  <-chan struct{} // closed when the event before has been told; guarded by Guests.mu
@@ -92,6 +105,7 @@ type body struct {
 	born bool
 	// doubted: found in the records and nowhere else, by a new daemon
 	doubted bool
+	over    bool // it has ended; guarded by Guests.mu
 
 	news uint64 // Seq of the last event; guarded by Guests.mu
 }
@@ -103,7 +117,7 @@ func (b *body) key() string { return b.place.Pid.String() }
 func (g *Guests) known(pl carry.Placement) *body {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if b := g.bodies[pl.Pid]; b != nil && b.place.ID == pl.ID {
+	if b := g.find(pl.Pid); b != nil && b.place.ID == pl.ID {
 		return b
 	}
 	return g.untold[pl.ID]

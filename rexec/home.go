@@ -32,7 +32,9 @@ type Homes struct {
 	tracer  *ptrace.Thread
 	nextID  atomic.Uint64
 	records records[placedRecord]
-	dumps   string // working directory of deputies that die with a core
+	reapers *reapers
+	nursed  *nurseries // of bodies here
+	dumps   string     // working directory of deputies that die with a core
 
 	depth  int               // of PID namespaces, of the world's processes
 	spaces map[string]string // namespaces of the world, by name
@@ -79,7 +81,8 @@ type placed struct {
 	ctx     context.Context
 	cancel  context.CancelFunc // when the deputy is gone
 
-	order sync.Mutex // held while a signal is told to the guest
+	order   sync.Mutex // held while a signal is told to the guest
+	forking sync.Mutex // held while an orphan of the body gets its deputy
 
 	mu     sync.Mutex
 	ended  *eventReq
@@ -108,6 +111,9 @@ func newHomes(cfg Config, stub *os.File, gs *groups) (*Homes, error) {
 	}
 	var err error
 	if h.records, err = openRecords[placedRecord](filepath.Join(cfg.StateDir, "placed")); err != nil {
+		return nil, err
+	}
+	if h.reapers, err = openReapers(cfg.StateDir); err != nil {
 		return nil, err
 	}
 	// Unique in the cluster's life: the node's index, and a clock that has

@@ -109,7 +109,7 @@ func (g *Guests) lost(id unum.NodeID) {
 	g.mu.Lock()
 	var gone []*body
 	for _, b := range g.bodies {
-		if b.place.Home == id {
+		if b.place.Home == id { // an orphan loses no more than its parent
 			gone = append(gone, b)
 		}
 	}

@@ -20,20 +20,29 @@ const (
 	cldContinued
 )
 
-// ended hands an event of a body on to its home. It does not block.
-func (g *Guests) ended(pid unum.Pid, si *sys.Siginfo, u unum.Usage) {
-	g.mu.Lock()
-	b := g.bodies[pid]
-	g.mu.Unlock()
-	if b != nil { // else a holder
-		g.happened(b, si, u)
+// endedAll is ended for all that a session's agent has found.
+func (g *Guests) endedAll(evs []childEvent) {
+	for i := range evs {
+		g.ended(&evs[i], nil)
 	}
 }
 
-func (g *Guests) happened(b *body, si *sys.Siginfo, u unum.Usage) {
+// ended hands an event of a body on to its home, when all of wait are closed. It
+// does not block.
+func (g *Guests) ended(ev *childEvent, wait []<-chan struct{}) {
+	pid, si, u := ev.pid, &ev.info, ev.usage
+	g.mu.Lock()
+	b := g.find(pid)
+	g.mu.Unlock()
+	if b != nil { // else a holder
+		g.happened(b, si, u, wait)
+	}
+}
+
+func (g *Guests) happened(b *body, si *sys.Siginfo, u unum.Usage, wait []<-chan struct{}) {
 	pid := b.place.Pid
 	g.mu.Lock()
-	if g.bodies[pid] != b || !b.born {
+	if g.find(pid) != b || !b.born {
 		g.mu.Unlock()
 		return // known already, or a birth that failed
 	}
@@ -54,7 +63,12 @@ func (g *Guests) happened(b *body, si *sys.Siginfo, u unum.Usage) {
 	final := e.Kind == exited || e.Kind == killed
 	if final {
 		e.After = b.after
-		delete(g.bodies, pid)
+		b.over = true
+		if b.adopted() {
+			delete(g.orphans, pid)
+		} else {
+			delete(g.bodies, pid)
+		}
 		g.untold[b.place.ID] = b
 	}
 	// Its agent forgets it with our answer. Of a body that lives the last news
@@ -74,8 +88,14 @@ func (g *Guests) happened(b *body, si *sys.Siginfo, u unum.Usage) {
 		if prev != nil {
 			<-prev
 		}
-		if b.stub != nil {
+		for _, c := range wait {
+			<-c
+		}
+		switch {
+		case b.stub != nil:
 			g.tell(b, e, final)
+		case b.adopted() && final:
+			g.forget(b)
 		} // else its birth failed, and it is forgotten
 	}()
 }
@@ -124,11 +144,17 @@ func (g *Guests) tell(b *body, e *eventReq, final bool) {
 	for _, c := range b.guests {
 		c.Close()
 	}
+	g.forget(b)
+}
+
+// forget drops a body that has ended and of whose end home knows.
+func (g *Guests) forget(b *body) {
 	g.recBodies.remove(b.key())
 	g.recEvents.remove(b.key())
 	g.mu.Lock()
 	delete(g.untold, b.place.ID)
 	g.mu.Unlock()
+	g.quit(b)
 	g.leave(b.sess)
 	g.retire(b.sess)
 }

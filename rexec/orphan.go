@@ -20,9 +20,11 @@ func (g *Guests) outlive(agent *deputy.Stub) {
 		<-agent.Gone()
 		g.mu.Lock()
 		var left []*body
-		for _, b := range g.bodies {
-			if b.parent == agent {
-				left = append(left, b)
+		for _, all := range []map[unum.Pid]*body{g.bodies, g.orphans} {
+			for _, b := range all {
+				if b.parent == agent {
+					left = append(left, b)
+				}
 			}
 		}
 		g.mu.Unlock()
@@ -40,7 +42,7 @@ func (g *Guests) orphaned(b *body) {
 			return
 		}
 		g.log.Warn("a body has lost its agent", "pid", b.place.Pid)
-		g.happened(b, orphanEnd(b.stub), unum.Usage{})
+		g.happened(b, orphanEnd(b.stub), unum.Usage{}, nil)
 	})
 }
 

@@ -88,6 +88,9 @@ func (m *maker) bodyProgram(spec *Spec, opens []open) *deputy.Program {
 			p.Must(unix.SYS_RT_SIGACTION, sig, p.Words(1 /* SIG_IGN */, 0, 0, 0), 0, 8)
 		}
 	}
+	if spec.Reaper {
+		p.Must(unix.SYS_PRCTL, unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0, cookie)
+	}
 	m.credentials(p, spec)
 	// All signals are blocked still, so these stay pending.
 	for sig := uint64(1); sig <= 64; sig++ {

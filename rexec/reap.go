@@ -2,6 +2,7 @@ package rexec
 
 import (
 	"log/slog"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -10,12 +11,29 @@ import (
 	"unum/sys"
 )
 
-// told is called with each event of an agent's child. It must not block.
-type told func(pid unum.Pid, si *sys.Siginfo, u unum.Usage)
+// childEvent is what a parent learned of a child.
+type childEvent struct {
+	pid   unum.Pid
+	info  sys.Siginfo
+	usage unum.Usage
+}
+
+// told is called with what one round of waiting has found. It must not block.
+type told func([]childEvent)
+
+// parent is a stub that bodies are children of.
+type parent struct {
+	agent *deputy.Stub
+
+	wmu     sync.Mutex
+	waiting bool          // a round of waitProgram is queued
+	again   bool          // something ended meanwhile
+	settled chan struct{} // closed after the first round of a new daemon; nil then
+}
 
 // watch begins to reap for an agent. What a daemon before this one had reaped
 // and not yet written down is found in the agent.
-func (s *session) watch(cookie uint64, log *slog.Logger, tell told) {
+func (s *parent) watch(cookie uint64, log *slog.Logger, tell told) {
 	s.agent.OnOrphan(func(r *deputy.Result) {
 		if r.Tag == waitTag {
 			reaped(s, r, deputy.FirstData, tell)
@@ -31,7 +49,7 @@ func (s *session) watch(cookie uint64, log *slog.Logger, tell told) {
 
 // reap queues a round of waiting for an agent's children. It does not block.
 // While a round is under way another request makes one more follow.
-func reap(s *session, cookie uint64, log *slog.Logger, tell told) {
+func reap(s *parent, cookie uint64, log *slog.Logger, tell told) {
 	s.wmu.Lock()
 	if s.waiting {
 		s.again = true
@@ -63,7 +81,7 @@ func reap(s *session, cookie uint64, log *slog.Logger, tell told) {
 }
 
 // settle says that every end before the daemon's start is known.
-func (s *session) settle() {
+func (s *parent) settle() {
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
 	if s.settled != nil {
@@ -73,12 +91,12 @@ func (s *session) settle() {
 }
 
 // reaped reads what a round found; more says that it was full.
-func reaped(s *session, r *deputy.Result, at uint64, tell told) (more bool) {
+func reaped(s *parent, r *deputy.Result, at uint64, tell told) (more bool) {
 	buf := make([]byte, waitSlots*waitSize)
 	if err := s.agent.Mem(at, buf); err != nil {
 		return false
 	}
-	n := 0
+	var found []childEvent
 	for i := range waitSlots {
 		if i >= len(r.Rets) || r.Rets[i] != 0 {
 			break
@@ -90,8 +108,10 @@ func reaped(s *session, r *deputy.Result, at uint64, tell told) (more bool) {
 			// Nobody had ended at that moment; somebody may have at the next.
 			continue
 		}
-		n++
-		tell(pid, &si, parseUsage(buf[i*waitSize+128:]))
+		found = append(found, childEvent{pid, si, parseUsage(buf[i*waitSize+128:])})
 	}
-	return n == waitSlots
+	if len(found) > 0 {
+		tell(found)
+	}
+	return len(found) == waitSlots
 }

@@ -319,7 +319,7 @@ func (g *Guests) recover(ctx context.Context) error {
 		s.ends = nil
 		g.mu.Lock()
 		for _, b := range g.bodies {
-			if b.sess == s {
+			if b.sess == s && b.nursery == nil {
 				b.parent = s.agent
 			}
 		}
@@ -328,22 +328,26 @@ func (g *Guests) recover(ctx context.Context) error {
 		if killed {
 			continue
 		}
-		s.watch(g.cfg.Cookie, g.log, g.ended)
-		reap(s, g.cfg.Cookie, g.log, g.ended)
+		s.watch(g.cfg.Cookie, g.log, g.endedAll)
+		reap(&s.parent, g.cfg.Cookie, g.log, g.endedAll)
 	}
-	return nil
+	return g.resumeNurseries()
 }
 
 // doubt decides what became of a body that is nowhere: its agent has told all
 // ends when it has settled.
 func (g *Guests) doubt(b *body, ready chan struct{}) {
 	settled := b.sess.settled
+	if b.nursery != nil {
+		settled = b.nursery.settled
+	}
 	g.wg.Go(func() {
 		<-settled
 		g.mu.Lock()
-		never := g.bodies[b.place.Pid] == b
+		never := g.find(b.place.Pid) == b
 		if never {
 			delete(g.bodies, b.place.Pid)
+			delete(g.orphans, b.place.Pid)
 			g.recBodies.remove(b.key())
 			b.stub = nil
 		}
@@ -354,6 +358,7 @@ func (g *Guests) doubt(b *body, ready chan struct{}) {
 				c.Started(false)
 				c.Close()
 			}
+			g.quit(b)
 			g.leave(b.sess)
 			g.retire(b.sess)
 		}
@@ -397,8 +402,9 @@ func (g *Guests) resumeBody(ctx context.Context, key string, r *bodyRecord, end 
 		g.recEvents.remove(key)
 		return nil
 	}
+	g.rejoin(b)
 	host, err := g.cfg.ToHost(r.Place.Pid)
-	if err == nil && isNewborn(host) {
+	if err == nil && isNewborn(host) && !r.Orphan {
 		// It never came to its exec. Forgotten first: its death is not the body's,
 		// also if this daemon dies now.
 		g.recBodies.remove(key)
@@ -423,9 +429,12 @@ func (g *Guests) resumeBody(ctx context.Context, key string, r *bodyRecord, end 
 		// Ended, and its agent knows; or never born.
 		b.stub, b.doubted = deputy.Ended(r.Place.Pid), end == nil
 	}
-	if b.doubted {
+	switch {
+	case b.doubted:
 		g.doubt(b, ready)
-	} else {
+	case r.Orphan:
+		b.decide = ready // home is asked again
+	default:
 		close(ready)
 	}
 	for _, d := range r.Descs {
@@ -451,7 +460,11 @@ func (g *Guests) resumeBody(ctx context.Context, key string, r *bodyRecord, end 
 	}
 	b.sess.bodies++
 	if end == nil || end.Kind == stopped || end.Kind == continued {
-		g.bodies[r.Place.Pid] = b
+		if r.Orphan {
+			g.orphans[r.Place.Pid] = b
+		} else {
+			g.bodies[r.Place.Pid] = b
+		}
 		if end != nil {
 			told := make(chan struct{})
 			b.last, b.news = told, end.Seq
@@ -462,7 +475,11 @@ func (g *Guests) resumeBody(ctx context.Context, key string, r *bodyRecord, end 
 		}
 		return nil
 	}
+	b.over = true
 	g.untold[r.Place.ID] = b
-	g.wg.Go(func() { g.tell(b, end, true) })
+	g.wg.Go(func() {
+		<-b.ready
+		g.tell(b, end, true)
+	})
 	return nil
 }

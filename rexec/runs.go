@@ -151,7 +151,7 @@ func (r *Runs) forker(ctx context.Context) (*deputy.Stub, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &session{agent: a}
+	s := &session{parent: parent{agent: a}}
 	s.watch(r.cfg.Cookie, r.log, r.ended)
 	r.agent = s
 	r.outlive(a)
@@ -199,9 +199,9 @@ func (r *Runs) recover() (err error) {
 	if a.Dead() {
 		return nil
 	}
-	r.agent = &session{agent: a}
+	r.agent = &session{parent: parent{agent: a}}
 	r.agent.watch(r.cfg.Cookie, r.log, r.ended)
-	reap(r.agent, r.cfg.Cookie, r.log, r.ended)
+	reap(&r.agent.parent, r.cfg.Cookie, r.log, r.ended)
 	return nil
 }
 
@@ -229,13 +229,19 @@ func (r *Runs) orphaned(pid unum.Pid, host int) {
 				s = w
 			}
 		}
-		r.ended(pid, orphanEnd(s), unum.Usage{})
+		r.ended([]childEvent{{pid: pid, info: *orphanEnd(s)}})
 	})
 }
 
-func (r *Runs) ended(pid unum.Pid, si *sys.Siginfo, _ unum.Usage) {
+func (r *Runs) ended(evs []childEvent) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for i := range evs {
+		r.endedLocked(evs[i].pid, &evs[i].info)
+	}
+}
+
+func (r *Runs) endedLocked(pid unum.Pid, si *sys.Siginfo) {
 	x := r.entry(pid)
 	if x.End.Kind != 0 {
 		return

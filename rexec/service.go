@@ -50,6 +50,9 @@ func New(cfg Config, stub *os.File) (*Service, error) {
 	}
 	h.cfg.Filters = mk.caps.Filters
 	s := &Service{Homes: h, Guests: newGuests(cfg, mk, gs), cfg: cfg}
+	h.nursed = &s.Guests.nurseries
+	s.Guests.nextID = func() uint64 { return h.nextID.Add(1) }
+	s.Guests.reaper = h.Subreaper
 	s.Runs = newRuns(cfg, mk)
 	return s, os.MkdirAll(h.dumps, 0o1777)
 }
@@ -61,6 +64,9 @@ func (s *Service) Register(on func(method string, h unum.Handler)) {
 	}))
 	on("rexec.signal", unum.Handle(func(_ context.Context, _ unum.NodeID, r *signalReq) (*struct{}, error) {
 		return &struct{}{}, s.Guests.signal(r)
+	}))
+	on("rexec.adopt", unum.Handle(func(ctx context.Context, from unum.NodeID, r *adoptReq) (*struct{}, error) {
+		return &struct{}{}, s.Homes.adopt(ctx, from, r)
 	}))
 	on("rexec.missing", unum.Handle(func(_ context.Context, from unum.NodeID, r *missingReq) (*missingReq, error) {
 		return s.Guests.missing(from, r), nil
@@ -194,7 +200,7 @@ func (s *Service) Counts() (deputies, bodies, sessions, runs int) {
 	deputies = len(s.Homes.placed)
 	s.Homes.mu.Unlock()
 	s.Guests.mu.Lock()
-	bodies, sessions = len(s.Guests.bodies)+len(s.Guests.untold), len(s.Guests.sessions)
+	bodies, sessions = len(s.Guests.bodies)+len(s.Guests.orphans)+len(s.Guests.untold), len(s.Guests.sessions)
 	s.Guests.mu.Unlock()
 	s.Runs.mu.Lock()
 	runs = len(s.Runs.runs)

@@ -14,21 +14,16 @@ import (
 // session is one session of another node on this one: its agent has the
 // session's number, is its leader, and forks the bodies.
 type session struct {
-	sid   unum.Pid
-	home  unum.NodeID
-	term  unum.NodeID // whose line is its controlling terminal; "" without one
-	agent *deputy.Stub
-	ends  []*tty.End // of its bodies, while a new daemon takes over
+	sid  unum.Pid
+	home unum.NodeID
+	term unum.NodeID // whose line is its controlling terminal; "" without one
+	ends []*tty.End  // of its bodies, while a new daemon takes over
+	parent
 
 	mu      sync.Mutex // guards below; held while a group is made
 	holders map[unum.Pid]*deputy.Stub
 	bodies  int       // guarded by Guests.mu
 	left    time.Time // when the last body went; guarded by Guests.mu
-
-	wmu     sync.Mutex
-	waiting bool          // a round of waitProgram is queued
-	again   bool          // something ended meanwhile
-	settled chan struct{} // closed after the first round of a new daemon; nil then
 }
 
 // sessionRecord is what a successor must know of a session: host PIDs of its
@@ -89,7 +84,7 @@ func (g *Guests) session(ctx context.Context, req *startReq) (*session, error) {
 		g.leave(s)
 		return nil, err
 	}
-	s.watch(g.cfg.Cookie, g.log, g.ended)
+	s.watch(g.cfg.Cookie, g.log, g.endedAll)
 	g.outlive(agent)
 	return s, nil
 }

@@ -13,12 +13,16 @@ import (
 // signal delivers one signal to a body.
 func (g *Guests) signal(req *signalReq) error {
 	g.mu.Lock()
-	b := g.bodies[req.Pid]
+	b := g.find(req.Pid)
 	if b == nil || b.place.ID != req.ID {
 		g.mu.Unlock()
 		return unum.ErrNoProcess
 	}
 	group := deputy.GroupOf(&req.Info)
+	if group != 0 && b.adopted() {
+		g.mu.Unlock()
+		return nil // it was born here, and has it as a native of this node
+	}
 	if req.Once != 0 && b.delivered(req.Once) || group != 0 && b.delivered(group) {
 		g.mu.Unlock()
 		return nil

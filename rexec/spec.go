@@ -61,6 +61,8 @@ type Spec struct {
 	CapBnd     uint64
 	CapAmb     uint64
 	NoNewPrivs bool
+	Reaper     bool          // it is a child subreaper
+	Reapers    []unum.NodeID // nodes that have one above it
 
 	SigBlk, SigIgn uint64
 	SigPnd         uint64 // blocked and pending: an exec keeps them

@@ -36,7 +36,7 @@ type haltedRes struct{ Halted bool }
 // halted says whether a body stands stopped, or traced, or is about to end.
 func (g *Guests) halted(req *haltedReq) *haltedRes {
 	g.mu.Lock()
-	b := g.bodies[req.Pid]
+	b := g.find(req.Pid)
 	g.mu.Unlock()
 	if b == nil || b.place.ID != req.ID {
 		return &haltedRes{}

@@ -78,9 +78,11 @@ func Filter(pr Params) ([]unix.SockFilter, error) {
 	b.nr(unix.SYS_WAITID, func() { b.unlessNull(4) })
 	b.nr(unix.SYS_GETRUSAGE, func() { b.onlyIf(0, ^uint32(0)) })
 	b.nr(unix.SYS_TIMES, func() { b.unlessNull(0) })
-	// What a body's deputy must know of, and what belongs to a description that
-	// others share.
-	b.nr(unix.SYS_PRCTL, func() { b.oneOf(0, unix.PR_SET_PDEATHSIG, unix.PR_GET_PDEATHSIG) })
+	// What a body's deputy must know of, who takes in orphans, and what belongs
+	// to a description that others share.
+	b.nr(unix.SYS_PRCTL, func() {
+		b.oneOf(0, unix.PR_SET_PDEATHSIG, unix.PR_GET_PDEATHSIG, unix.PR_SET_CHILD_SUBREAPER)
+	})
 	b.nr(unix.SYS_FCNTL, func() { b.oneOf(1, unix.F_SETFL) })
 	for _, nr := range always {
 		b.nr(nr, b.unlessCookie)
