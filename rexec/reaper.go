@@ -94,25 +94,23 @@ func (r *reapers) has(host int, start uint64) bool {
 // Subreaper notes that a process (a host PID) is one from now on, or is not.
 func (h *Homes) Subreaper(host int, on bool) error { return h.reapers.note(host, on) }
 
-// above lists the nodes that have a subreaper above a process: this one, and
-// those that a body above it was told of.
+// above lists the nodes on which an orphan of a process needs its number, if there
+// is a subreaper above it: this one, and those that a body above it was told of.
 func (h *Homes) above(t *sys.Task) (nodes []unum.NodeID) {
 	if h.reapers.count.Load() == 0 && (h.nursed == nil || !h.nursed.any()) {
 		return nil
 	}
-	own := false
 	for host := t.Ppid; host > 1; {
 		b, err := sys.ReadBirth(host)
 		if err != nil {
 			break
 		}
-		if h.reapers.has(host, b.Start) && !own {
-			own = true
-			nodes = append(nodes, h.cfg.Node)
+		if nodes == nil && h.reapers.has(host, b.Start) {
+			nodes = []unum.NodeID{h.cfg.Node}
 		}
 		if h.nursed != nil {
 			if n := h.nursed.by(host); n != nil {
-				return append(nodes, n.reapers...)
+				return append([]unum.NodeID{h.cfg.Node}, n.reapers...)
 			}
 		}
 		host = b.Ppid

@@ -62,7 +62,7 @@ type Spec struct {
 	CapAmb     uint64
 	NoNewPrivs bool
 	Reaper     bool          // it is a child subreaper
-	Reapers    []unum.NodeID // nodes that have one above it
+	Reapers    []unum.NodeID // nodes on which its orphans need their numbers, if there is one above it
 
 	SigBlk, SigIgn uint64
 	SigPnd         uint64 // blocked and pending: an exec keeps them
