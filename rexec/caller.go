@@ -108,7 +108,7 @@ func (h *Homes) look(n *seccomp.Notif, hint string) (*caller, string) {
 		Pid: c.task.Pid, Parent: parentOf(c.task), Path: c.path, Argv: c.argv, Hint: hint,
 		Caller: h.cfg.Node, Home: h.cfg.Node,
 		Guest:       h.foreign(c.task.Sid),
-		Avoid:       append(h.avoid(c.task), h.above(c.task)...),
+		Avoid:       h.avoid(c.task),
 		Interactive: c.task.TTY != 0,
 	})
 	if c.dest.Err != nil {
@@ -146,13 +146,19 @@ func (h *Homes) foreign(sid unum.Pid) bool {
 	return ok && i != h.cfg.Index
 }
 
-// avoid lists the nodes that hold the process's session or its own number.
+// avoid lists the nodes that hold the process's session or its own number, or
+// may have to hold those of its orphans.
 func (h *Homes) avoid(t *sys.Task) (out []unum.NodeID) {
 	for _, pid := range [2]unum.Pid{t.Sid, t.Pid} {
 		if i, ok := unum.IndexOf(pid); ok && i != h.cfg.Index {
 			if id, ok := h.cfg.NodeAt(i); ok {
 				out = append(out, id)
 			}
+		}
+	}
+	for _, id := range h.above(t) {
+		if id != h.cfg.Node {
+			out = append(out, id)
 		}
 	}
 	return out
