@@ -101,28 +101,75 @@ func foreign(base, name string) bool {
 	return cgroup.Open(cgroupName(name)).Populated()
 }
 
+// claims are what holds a play's name: the lock in its directory, and its group,
+// which also those see who have another /run or other mounts. The kernel lets
+// go of both when the play's process dies.
+type claims struct{ dir, group *os.File }
+
+func (c *claims) Close() {
+	c.dir.Close()
+	c.group.Close()
+}
+
 // reserve picks and claims a name, and clears what killed plays have left.
 // Preconditions: the lock of the base is held.
-func reserve(ctx context.Context, c *Config) (*os.File, error) {
+func reserve(ctx context.Context, c *Config) (*claims, error) {
 	for _, name := range names(c.base) {
-		if running(filepath.Join(c.base, name)) {
-			continue
-		}
-		if err := remove(ctx, c.base, name); err != nil {
+		if err := sweep(ctx, c.base, name); err != nil {
 			return nil, fmt.Errorf("clear what the killed play %s left: %w", name, err)
 		}
 	}
-	if c.Name == "" {
-		c.Name = "play"
-		for i := 2; running(filepath.Join(c.base, c.Name)) || foreign(c.base, c.Name); i++ {
-			c.Name = "play" + strconv.Itoa(i)
+	if c.Name != "" {
+		return take(c.base, c.Name)
+	}
+	for i := 1; ; i++ {
+		if c.Name = "play"; i > 1 {
+			c.Name += strconv.Itoa(i)
+		}
+		if held, err := take(c.base, c.Name); !errors.Is(err, unum.ErrExists) {
+			return held, err
 		}
 	}
-	dir := filepath.Join(c.base, c.Name)
-	if running(dir) || foreign(c.base, c.Name) {
-		return nil, fmt.Errorf("a play named %s is running: %w", c.Name, unum.ErrExists)
+}
+
+// take claims a name. The error wraps unum.ErrExists if a play has it.
+func take(base, name string) (*claims, error) {
+	dir := filepath.Join(base, name)
+	if running(dir) || foreign(base, name) {
+		return nil, fmt.Errorf("a play named %s is running: %w", name, unum.ErrExists)
 	}
-	return claim(dir)
+	group, err := cgroup.Claim(cgroupName(name))
+	if errors.Is(err, unum.ErrExists) {
+		return nil, fmt.Errorf("a play named %s is running, with another /run or other mounts: %w", name, unum.ErrExists)
+	}
+	if err != nil {
+		return nil, err
+	}
+	lock, err := claim(dir)
+	if err != nil {
+		cgroup.Open(cgroupName(name)).Remove(context.Background())
+		group.Close()
+		return nil, err
+	}
+	return &claims{lock, group}, nil
+}
+
+// sweep removes what a killed play has left. A play that runs is let be, also
+// one of a container or of other mounts, whose lock is not seen here.
+func sweep(ctx context.Context, base, name string) error {
+	if running(filepath.Join(base, name)) {
+		return nil
+	}
+	group, err := cgroup.Claim(cgroupName(name))
+	switch {
+	case err == nil:
+		defer group.Close()
+	case errors.Is(err, unum.ErrExists):
+		return nil
+	case !errors.Is(err, unum.ErrNoFeature):
+		return err
+	}
+	return remove(ctx, base, name)
 }
 
 // names lists the plays that have left a trace: a directory or a cgroup.
@@ -149,7 +196,8 @@ func names(base string) []string {
 	return found
 }
 
-// remove kills and removes what there is of a play that nobody holds.
+// remove kills and removes what there is of a play. Preconditions: the caller
+// has claimed its group.
 func remove(ctx context.Context, base, name string) error {
 	g := cgroup.Open(cgroupName(name))
 	if err := g.Kill(); err != nil {

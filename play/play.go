@@ -29,7 +29,7 @@ type Play struct {
 	base  string
 	name  string
 	dir   string
-	lock  *os.File
+	held  *claims
 	net   *network
 	keep  *keeper
 	nodes []*node
@@ -90,7 +90,7 @@ func start(ctx context.Context, c *Config) (_ *Play, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p.lock, err = reserve(ctx, c)
+	p.held, err = reserve(ctx, c)
 	unlock()
 	if err != nil {
 		return nil, err
@@ -342,6 +342,6 @@ func (p *Play) teardown(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	defer p.lock.Close()
+	defer p.held.Close()
 	return remove(ctx, p.base, p.name)
 }

@@ -424,6 +424,45 @@ func TestForeignPlay(t *testing.T) {
 	}
 }
 
+// A play that has just begun, below another /run or with other mounts, is not
+// cleared as if it had been killed: its group is claimed before anything runs
+// in it. Its name is taken.
+func TestForeignPlayBegins(t *testing.T) {
+	c := testConfig(t)
+	c.Nodes = 1
+	name := "begins-" + strconv.Itoa(os.Getpid())
+	held, err := cgroup.Claim(cgroupName(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := cgroup.Open(cgroupName(name))
+	t.Cleanup(func() { g.Remove(context.Background()) })
+	if err := os.MkdirAll(filepath.Join(c.base, name), 0o755); err != nil { // its lock is below a mount
+		t.Fatal(err)
+	}
+	startPlay(t, c)
+	for _, path := range []string{g.Dir(), filepath.Join(c.base, name)} {
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("another play has cleared it: %v", err)
+		}
+	}
+	d := c
+	d.Name = name
+	if p, err := Start(context.Background(), d); !errors.Is(err, unum.ErrExists) {
+		if err == nil {
+			p.Stop(context.Background())
+		}
+		t.Errorf("a second play of the name: %v", err)
+	}
+	held.Close()
+	e := c
+	e.Name += "next"
+	startPlay(t, e)
+	if left := leftovers(c.base, name); len(left) != 0 {
+		t.Errorf("killed, and not cleared: %v", left)
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	c := testConfig(t)
 	for what, spoil := range map[string]func(*Config){

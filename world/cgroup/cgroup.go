@@ -122,6 +122,50 @@ func create(l layout, name string, cpus float64) (*Group, error) {
 	return g, nil
 }
 
+// Claim makes the group of a name and holds it until the returned file is closed
+// or its process ends. The error wraps unum.ErrExists if somebody holds it
+// already, in whatever namespaces and below whatever root: the lock is on the
+// group's directory, which is one for all.
+func Claim(name string) (*os.File, error) {
+	l := detect()
+	f, err := claim(l, name)
+	if err != nil {
+		return nil, &unum.Error{Op: "claim cgroup", Path: name, Err: err}
+	}
+	return f, nil
+}
+
+func claim(l layout, name string) (*os.File, error) {
+	for {
+		g, err := create(l, name, 0)
+		if err != nil {
+			return nil, err
+		}
+		f, err := os.Open(g.Dir())
+		if err != nil {
+			if gone(err) {
+				continue
+			}
+			return nil, err
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = unum.ErrExists
+		}
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		// One that was removed before it was locked has a successor.
+		mine, err1 := f.Stat()
+		now, err2 := os.Stat(g.Dir())
+		if err1 == nil && err2 == nil && os.SameFile(mine, now) {
+			return f, nil
+		}
+		f.Close()
+	}
+}
+
 // Open names a group without making it.
 func Open(name string) *Group { return open(detect(), name) }
 

@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"unum"
 )
 
 func needRoot(t *testing.T) layout {
@@ -108,5 +111,39 @@ func TestCap(t *testing.T) {
 func TestNoHierarchy(t *testing.T) {
 	if _, err := create(layout{}, "unum-test-none", 1); err == nil || !strings.Contains(err.Error(), "no cgroup hierarchy") {
 		t.Errorf("err = %v", err)
+	}
+}
+
+func TestClaim(t *testing.T) {
+	for kind, l := range layouts(t) {
+		t.Run(kind, func(t *testing.T) {
+			name := fmt.Sprintf("unum-test-claim-%d", os.Getpid())
+			g := open(l, name)
+			defer g.Remove(context.Background())
+			first, err := claim(l, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := claim(l, name); !errors.Is(err, unum.ErrExists) {
+				t.Errorf("claimed twice: %v", err)
+			}
+			if err := g.Remove(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			second, err := claim(l, name)
+			if err != nil {
+				t.Fatalf("what was removed cannot be claimed: %v", err)
+			}
+			first.Close()
+			if _, err := claim(l, name); !errors.Is(err, unum.ErrExists) {
+				t.Errorf("the end of the first claim ended the second: %v", err)
+			}
+			second.Close()
+			third, err := claim(l, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			third.Close()
+		})
 	}
 }
