@@ -142,6 +142,27 @@ func (n *network) setLink(i int, up bool) error {
 	return hub.LinkSetDown(l)
 }
 
+// setCarried takes a node's port off the bridge, or puts it back.
+func (n *network) setCarried(i int, carried bool) error {
+	hub, err := routeHandle(n.hub)
+	if err != nil {
+		return err
+	}
+	defer hub.Close()
+	l, err := hub.LinkByName(port(i))
+	if err != nil {
+		return err
+	}
+	if !carried {
+		return hub.LinkSetNoMaster(l)
+	}
+	bridge, err := hub.LinkByName("unum0")
+	if err != nil {
+		return err
+	}
+	return hub.LinkSetMaster(l, bridge)
+}
+
 // in runs fn, which may start processes, in a node's namespace. It needs a
 // locked thread.
 func (n *network) in(i int, fn func() error) error {

@@ -268,6 +268,15 @@ func (p *Play) SetLink(i int, up bool) error {
 	return nil
 }
 
+// SetCarried makes the network lose all that a node sends and is sent, or carry
+// it again. The node's link stays up: it is told nothing.
+func (p *Play) SetCarried(i int, carried bool) error {
+	if err := p.net.setCarried(i, carried); err != nil {
+		return &unum.Error{Op: "set network", Node: p.nodes[i].ID, Err: err}
+	}
+	return nil
+}
+
 // WaitReady returns when the daemon of every node has registered. If ctx ends
 // before, or a node dies, the error says what its log said last.
 func (p *Play) WaitReady(ctx context.Context) error {

@@ -21,7 +21,7 @@ func (j *job) killed(nodes []int, service string, least, most time.Duration) int
 			return n
 		case <-time.After(wait):
 			for _, i := range nodes {
-				if j.c.killService(i, service) {
+				if j.c.killService(i, service) && j.runs() {
 					n++
 				}
 			}
@@ -32,6 +32,16 @@ func (j *job) killed(nodes []int, service string, least, most time.Duration) int
 				}
 			}
 		}
+	}
+}
+
+// runs says whether the job has not ended.
+func (j *job) runs() bool {
+	select {
+	case <-j.done:
+		return false
+	default:
+		return true
 	}
 }
 

@@ -17,67 +17,82 @@ var who = []struct {
 	nodes []int
 }{{"home", []int{0}}, {"guest", []int{1}}, {"both", []int{0, 1}}}
 
-// each runs a script once for every choice of nodes that die.
-func (c *cluster) each(t *testing.T, service, script string, within time.Duration, out string) {
+// each runs a script once for every choice of nodes that die. If it was over
+// before anything was killed it is run again with more to do: MORE in its
+// environment says how many times as much, and out what it then writes.
+func (c *cluster) each(t *testing.T, service, script string, within time.Duration, out func(more int) string) {
 	for _, x := range who {
 		t.Run(x.name, func(t *testing.T) {
 			c.t = t
-			j := c.run(script)
-			stop := time.AfterFunc(within, func() {
-				c.awaitBack()
-				c.dump()
-				j.cmd.Process.Kill()
-			})
-			defer stop.Stop()
-			kills := j.killed(x.nodes, service, 200*time.Millisecond, time.Second)
-			t.Logf("%d kills", kills)
-			if !stop.Stop() {
-				t.Fatalf("hangs: %s\nso far: %s %s", script, clip(j.out.String()), clip(j.err.String()))
+			for more, kills := 1, 0; kills == 0; more *= 4 {
+				kills = c.under(script, more, time.Duration(more)*within, out(more), func(j *job) int {
+					return j.killed(x.nodes, service, 200*time.Millisecond, time.Second)
+				})
+				t.Logf("%d kills in %d times the work", kills, more)
 			}
-			j.want(time.Second, 0, out)
-			if kills == 0 {
-				t.Error("nothing was killed")
-			}
-			c.awaitBack()
 		})
 	}
 }
+
+// under runs a script while harm is done to it, which it returns.
+func (c *cluster) under(script string, more int, within time.Duration, out string, harm func(j *job) int) int {
+	c.t.Helper()
+	j := c.run(script, fmt.Sprintf("MORE=%d", more))
+	stop := time.AfterFunc(within, func() {
+		c.awaitBack()
+		c.dump()
+		j.cmd.Process.Kill()
+	})
+	defer stop.Stop()
+	n := harm(j)
+	if !stop.Stop() {
+		c.t.Fatalf("hangs: %s\nso far: %s %s", script, clip(j.out.String()), clip(j.err.String()))
+	}
+	j.want(time.Second, 0, out)
+	c.awaitBack()
+	return n
+}
+
+// always is an output that does not depend on how much there is to do.
+func always(out string) func(int) string { return func(int) string { return out } }
 
 // A script of 200 placed execs, each with a status of its own.
 func TestDaemonExecs(t *testing.T) {
 	c := start(t, 2)
 	c.each(t, "daemon", `
 bad=0
-for i in $(seq 200); do
-	UNUM_NODE=n2 /bin/sh -c "exit $i"
+for i in $(seq $((200 * MORE))); do
+	UNUM_NODE=n2 /bin/sh -c "exit $((i % 256))"
 	r=$?
-	[ $r = $i ] || { echo "exec $i: $r"; bad=1; }
+	[ $r = $((i % 256)) ] || { echo "exec $i: $r"; bad=1; }
 	x=$(UNUM_NODE=n2 /bin/echo out $i)
 	[ "$x" = "out $i" ] || { echo "echo $i: $x"; bad=1; }
 done
-echo bad $bad`, 120*time.Second, "bad 0")
+echo bad $bad`, 120*time.Second, always("bad 0"))
 }
 
 // writers is a script in which three placed programs and a local one write
 // numbered records to one open file.
 const writers = `
-w() { UNUM_NODE=$1 /usr/bin/perl -e '$|=1; for (1..1500) { syswrite STDOUT, sprintf("%s %06d %s\n", $ARGV[0], $_, "x" x 40) or die "$!"; select undef,undef,undef,0.001 }' $2 || echo "writer $2: $?" >&3; }
+w() { UNUM_NODE=$1 /usr/bin/perl -e '$|=1; for (1..1500 * $ENV{MORE}) { syswrite STDOUT, sprintf("%s %06d %s\n", $ARGV[0], $_, "x" x 40) or die "$!"; select undef,undef,undef,0.001 }' $2 || echo "writer $2: $?" >&3; }
 exec 3>&1
 (w n2 a & w n2 b & w here c & w n2 d & wait) > $D/log.$$
 for k in a b c d; do
-	grep "^$k " $D/log.$$ | awk -v k=$k '{ if ($2+0 != NR || length($0) != 49) print "record", NR, "of", k, "is", $0 } END { if (NR != 1500) print k, NR }'
+	grep "^$k " $D/log.$$ | awk -v k=$k '{ if ($2+0 != NR || length($0) != 49) print "record", NR, "of", k, "is", $0 } END { if (NR != 1500 * ENVIRON["MORE"]) print k, NR }'
 done
 wc -l < $D/log.$$
 rm $D/log.$$`
 
+func written(more int) string { return fmt.Sprint(6000 * more) }
+
 // A log shared by writers on two nodes, while daemons die.
 func TestDaemonSharedLog(t *testing.T) {
-	start(t, 2).each(t, "daemon", writers, 60*time.Second, "6000")
+	start(t, 2).each(t, "daemon", writers, 60*time.Second, written)
 }
 
 // The same, while the file servers die.
 func TestFileServerSharedLog(t *testing.T) {
-	start(t, 2).each(t, "fs", writers, 60*time.Second, "6000")
+	start(t, 2).each(t, "fs", writers, 60*time.Second, written)
 }
 
 // Queued signals on their way to a placed program: every one arrives once, in
@@ -108,10 +123,10 @@ mkfifo $D/ready.$$ ; exec 5<>$D/ready.$$; rm $D/ready.$$
 UNUM_NODE=n2 python3 $D/count.py > $D/count.out.$$ &
 p=$!
 for i in $(seq 500); do grep -q ready $D/count.out.$$ && break; sleep 0.05; done
-UNUM_NODE=here python3 $D/send.py $p 1000
+UNUM_NODE=here python3 $D/send.py $p $((1000 * MORE))
 kill -USR2 $p
 wait $p; echo status $?
-tail -1 $D/count.out.$$; rm $D/count.out.$$`, 60*time.Second, "status 0\ncount 1000")
+tail -1 $D/count.out.$$; rm $D/count.out.$$`, 60*time.Second, func(more int) string { return fmt.Sprintf("status 0\ncount %d", 1000*more) })
 }
 
 // Stop and continue of a placed program; its parent hears of each.
@@ -125,7 +140,7 @@ if pid == 0:
     os.environ["UNUM_NODE"] = "n2"
     os.execv("/bin/sleep", ["sleep", "1000"])
 time.sleep(0.5)
-for i in range(100):
+for i in range(100 * int(os.environ["MORE"])):
     os.kill(pid, signal.SIGSTOP if i % 2 else signal.SIGTSTP)
     p, st = os.waitpid(pid, os.WUNTRACED)
     if not os.WIFSTOPPED(st): print("round", i, "stop:", st); sys.exit(1)
@@ -137,7 +152,7 @@ os.kill(pid, signal.SIGTERM)
 p, st = os.waitpid(pid, 0)
 print("end", os.WTERMSIG(st))
 E
-python3 $D/stop.py`, 60*time.Second, "end 15")
+python3 $D/stop.py`, 60*time.Second, always("end 15"))
 }
 
 // project writes a small C project whose build takes a few seconds.
@@ -171,6 +186,22 @@ func project(t *testing.T, dir string, files int) {
 	write("Makefile", "OBJS = main.o "+strings.Join(objs, " ")+"\nCFLAGS = -O2\nprog: $(OBJS)\n\t$(CC) -o $@ $(OBJS)\n")
 }
 
+// rebuild is a script that builds the project natively and then MORE times with
+// the compilers placed, which makes the same.
+func rebuild(kind string, files int) string {
+	return fmt.Sprintf(`cd $D
+rm -f *.o prog
+make -s prog && cp prog native && rm -f *.o prog || echo native fails
+for i in $(seq $MORE); do
+	rm -f *.o prog
+	UNUM_NODE=%s make -j6 prog > build.log 2>&1; r=$?
+	[ $r = 0 ] || { tail -5 build.log; break; }
+	[ $(grep -c -- "-c -o" build.log) = %d ] || { echo lines; cat build.log; }
+	cmp prog native || break
+done
+echo same $r`, kind, files+1)
+}
+
 // A parallel build goes through, whatever daemon dies, and makes what it
 // makes natively.
 func TestDaemonBuild(t *testing.T) {
@@ -185,13 +216,7 @@ func TestDaemonBuild(t *testing.T) {
 		for _, service := range services {
 			t.Run(kind+"/"+service, func(t *testing.T) {
 				c.t = t
-				c.each(t, service, `cd $D
-make -s clean-all 2>/dev/null; rm -f *.o prog
-make -s prog && cp prog native && rm -f *.o prog || echo native fails
-UNUM_NODE=`+kind+` make -j6 prog > build.log 2>&1; r=$?
-[ $r = 0 ] || tail -5 build.log
-[ $(grep -c -- "-c -o" build.log) = 31 ] || { echo lines; cat build.log; }
-cmp prog native && echo same $r`, 300*time.Second, "same 0")
+				c.each(t, service, rebuild(kind, 30), 300*time.Second, always("same 0"))
 			})
 		}
 	}
