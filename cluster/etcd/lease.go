@@ -7,7 +7,9 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 
 	"unum"
 	"unum/cluster"
@@ -148,13 +150,9 @@ func (s *Store) Register(ctx context.Context, g cluster.Registration) (cluster.L
 	}
 	var life context.Context
 	life, l.stop = context.WithCancelCause(s.ctx)
-	renewals, err := s.cl.KeepAlive(life, grant.ID)
-	if err == nil && !s.wg.start(func() { l.renew(life, renewals, t) }) {
-		err = cluster.ErrClosed
-	}
-	if err != nil {
+	if !s.wg.start(func() { l.renew(life, t) }) {
 		l.stop(nil)
-		return nil, s.fail("register", g.ID, err)
+		return nil, s.fail("register", g.ID, cluster.ErrClosed)
 	}
 	return l, nil
 }
@@ -178,8 +176,10 @@ var errRanOut = errors.New("the lease ran out")
 // renew ends when the lease is no longer held. It gives the lease up a tenth of
 // its time before the voter does, so that this node has stopped what it must
 // not do without a lease when others are told that it has none.
-func (l *lease) renew(ctx context.Context, renewals <-chan *clientv3.LeaseKeepAliveResponse, t *snapshot) {
+func (l *lease) renew(ctx context.Context, t *snapshot) {
 	defer close(l.ended)
+	held, stop := context.WithCancel(ctx)
+	defer stop()
 	var watch sync.WaitGroup
 	watch.Go(func() {
 		check := func(t *cluster.Table) {
@@ -191,16 +191,20 @@ func (l *lease) renew(ctx context.Context, renewals <-chan *clientv3.LeaseKeepAl
 		l.s.follow(ctx, t, check)
 	})
 	ttl := time.Duration(ttlSeconds(l.s.cfg.TTL)) * time.Second
-	limit := time.NewTimer(ttl - ttl/10)
-	defer limit.Stop()
-	for held := true; held; {
-		select {
-		case _, held = <-renewals:
-			limit.Reset(ttl - ttl/10)
-		case <-limit.C:
-			held = false
+	limit := time.AfterFunc(ttl-ttl/10, stop)
+	for held.Err() == nil {
+		asked := time.Now()
+		switch yes, err := l.ask(held); {
+		case err != nil:
+			pause(held, 50*time.Millisecond)
+		case !yes:
+			stop()
+		case limit.Stop():
+			limit.Reset(time.Until(asked.Add(ttl - ttl/10)))
+			pause(held, ttl/5)
 		}
 	}
+	limit.Stop()
 	l.stop(errRanOut) // unless there was another reason before
 	watch.Wait()
 	err := context.Cause(ctx)
@@ -212,6 +216,29 @@ func (l *lease) renew(ctx context.Context, renewals <-chan *clientv3.LeaseKeepAl
 	l.mu.Unlock()
 	close(l.lost)
 }
+
+// ask renews the lease once. The client's own KeepAlive would wait for up to a
+// second after the voter is back, and a third of the lease between two: a voter
+// whose daemon dies again and again is not there for so long.
+func (l *lease) ask(ctx context.Context) (held bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, askMax)
+	defer cancel()
+	stream, err := etcdserverpb.NewLeaseClient(l.s.cl.ActiveConnection()).LeaseKeepAlive(ctx, grpc.WaitForReady(true))
+	if err != nil {
+		return false, err
+	}
+	if err := stream.Send(&etcdserverpb.LeaseKeepAliveRequest{ID: int64(l.id)}); err != nil {
+		return false, err
+	}
+	res, err := stream.Recv()
+	if err != nil {
+		return false, err
+	}
+	return res.TTL > 0, nil
+}
+
+// askMax is how long an answer may take; then it is asked again.
+const askMax = time.Second
 
 func (l *lease) Node() unum.NodeInfo   { return l.info }
 func (l *lease) Lost() <-chan struct{} { return l.lost }
