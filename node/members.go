@@ -183,6 +183,9 @@ func (m *members) View() sched.View {
 // Settled says whether a value of UNUM_NODE can be decided at once.
 func (m *members) Settled(hint string) bool { return m.roster.settled(hint) }
 
+// Alone says whether no other node is up.
+func (m *members) Alone() bool { return m.roster.alone() }
+
 // Settle waits until it can be, and no longer than this daemon is young.
 func (m *members) Settle(ctx context.Context, hint string) {
 	if !m.roster.settle(ctx, hint) && ctx.Err() == nil {

@@ -63,14 +63,28 @@ func (r *roster) nodes() []unum.NodeInfo {
 // settled says whether a wish (a value of UNUM_NODE) can be decided by the list
 // as it is.
 func (r *roster) settled(hint string) bool {
-	return decidable(r.nodes(), r.self, hint) || time.Now().After(r.until)
+	return here(hint) || decidable(r.nodes(), r.self, hint) || time.Now().After(r.until)
 }
 
-func decidable(nodes []unum.NodeInfo, self unum.NodeID, hint string) bool {
+// here says whether a wish names no other node.
+func here(hint string) bool {
 	switch hint {
 	case "", sched.HintAuto, sched.HintHere, sched.HintHome:
 		return true
-	case sched.HintElsewhere:
+	}
+	return false
+}
+
+// alone says whether no other node is up.
+func (r *roster) alone() bool {
+	return !slices.ContainsFunc(r.nodes(), func(n unum.NodeInfo) bool { return n.ID != r.self && n.State == unum.Up })
+}
+
+func decidable(nodes []unum.NodeInfo, self unum.NodeID, hint string) bool {
+	switch {
+	case here(hint):
+		return true
+	case hint == sched.HintElsewhere:
 		coming := false
 		for _, n := range nodes {
 			if n.ID != self && n.State == unum.Up {

@@ -98,7 +98,7 @@ func (d *Daemon) startPlacement(ctx context.Context) error {
 		Node: d.cfg.Node, Index: d.cfg.Index, Cookie: d.cookie, Log: d.log, StateDir: d.cfg.StateDir(),
 		Registry: d.stubs, Root: root,
 		Peer: d.peer, Quick: d.quick, Place: d.calls.place, Finished: d.finished, Failed: d.failed,
-		Settled: d.members.Settled, Settle: d.members.Settle,
+		Settled: d.members.Settled, Settle: d.members.Settle, Alone: d.members.Alone,
 		NodeAt:  d.members.At,
 		Account: d.account, Reaped: d.reaped,
 		WorldPids: d.world.HostPids, ToHost: d.world.ToHost, WorldRoot: d.root,

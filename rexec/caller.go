@@ -75,8 +75,11 @@ func (h *Homes) look(n *seccomp.Notif, hint string) (*caller, string) {
 			return nil, "an exec of an open file stays home"
 		}
 	}
-	if hint == "" {
+	switch {
+	case hint == "":
 		return nil, ""
+	case hint == sched.HintAuto && h.cfg.Alone():
+		return nil, "no other node is up"
 	}
 	var err error
 	if c.path, err = sys.ReadString(n.Tid, pathAddr, unix.PathMax); err != nil {

@@ -34,6 +34,8 @@ type Config struct {
 	// has just started may not know of a node yet.
 	Settled func(hint string) bool
 	Settle  func(ctx context.Context, hint string)
+	// Alone says whether no other node is up.
+	Alone func() bool
 	// Quick answers what needs little knowledge of the caller (sched.Quick).
 	Quick func(sched.Request) (sched.Decision, bool)
 	// Place decides; Finished, Failed and Forbid are what it learns from.

@@ -1,6 +1,7 @@
 package rexec
 
 import (
+	"bytes"
 	"encoding/binary"
 	"slices"
 	"sync"
@@ -40,7 +41,10 @@ func readHint(pid int, env uint64) string {
 	defer hintReaders.Put(r)
 	for r.pid = pid; ; env += uint64(len(r.ptrs)) {
 		n, end := r.pointers(env)
-		if at, ok := r.find(r.ptrs[:n]); ok {
+		if at, value, ok := r.find(r.ptrs[:n]); ok {
+			if i := bytes.IndexByte(value, 0); i >= 0 {
+				return string(value[:i])
+			}
 			v, err := sys.ReadString(pid, at+uint64(len(hintKey)), 4096)
 			if err != nil {
 				return ""
@@ -74,26 +78,26 @@ func (r *hintReader) pointers(env uint64) (n int, end bool) {
 	return n, n < len(r.ptrs)
 }
 
-// find returns the address of the string that begins with the key.
-func (r *hintReader) find(ptrs []byte) (uint64, bool) {
+// find returns the address of the string that begins with the key, and what has
+// been read of its value.
+func (r *hintReader) find(ptrs []byte) (at uint64, value []byte, ok bool) {
 	whole := r.read(ptrs)
 	var one [len(hintKey)]byte
 	for ; len(ptrs) > 0; ptrs = ptrs[8:] {
 		at := binary.LittleEndian.Uint64(ptrs)
-		var head []byte
+		head := one[:]
 		if whole {
 			i, _ := slices.BinarySearch(r.pages[:r.n], at&^(pageSize-1))
-			from := i*pageSize + int(at%pageSize)
-			head = r.mem[from:min(from+len(hintKey), len(r.mem))]
+			head = r.mem[i*pageSize+int(at%pageSize) : r.whole(i)]
 		} else {
-			n, _ := sys.ReadMem(r.pid, at, one[:])
-			head = one[:max(n, 0)]
+			n, _ := sys.ReadMem(r.pid, at, head)
+			head = head[:max(n, 0)]
 		}
-		if string(head) == hintKey {
-			return at, true
+		if value, ok := bytes.CutPrefix(head, []byte(hintKey)); ok {
+			return at, value, true
 		}
 	}
-	return 0, false
+	return 0, nil, false
 }
 
 // read reads the pages in which the strings' heads lie, and says whether it has
@@ -120,6 +124,13 @@ func (r *hintReader) read(ptrs []byte) bool {
 	r.local[0] = unix.Iovec{Base: &r.mem[0], Len: uint64(r.n * pageSize)}
 	n, err := unix.ProcessVMReadv(r.pid, r.local[:], runs, 0)
 	return err == nil && n == r.n*pageSize
+}
+
+// whole returns where the pages end that follow page i without a gap.
+func (r *hintReader) whole(i int) int {
+	for i++; i < r.n && r.pages[i] == r.pages[i-1]+pageSize; i++ {
+	}
+	return i * pageSize
 }
 
 // add adds a page, and says whether there was room for it.
