@@ -17,7 +17,7 @@ import (
 )
 
 // Protocol is the version of the frames and of their bodies.
-const Protocol = 1
+const Protocol = 2
 
 const (
 	maxFrame = 16 << 20 // arguments and environment may be megabytes
@@ -35,10 +35,11 @@ type message struct {
 
 // The answers. Every other Op is a method.
 const (
-	opOK      = "ok"
-	opError   = "error"
-	opStarted = "started"
-	opExit    = "exit"
+	opOK       = "ok"
+	opError    = "error"
+	opTerminal = "terminal" // with its master
+	opStarted  = "started"
+	opExit     = "exit"
 )
 
 // wireError carries an error so that errors.Is finds its sentinel and its

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,9 +28,12 @@ type fake struct {
 	mu    sync.Mutex
 	procs map[unum.Pid]*fakeProc
 	alone bool // it has not heard of any node yet
+
+	before, after func(*Command) // called by Start
 }
 
 type fakeProc struct {
+	id   string
 	uid  uint32
 	done chan struct{}
 	exit Exit
@@ -59,7 +63,29 @@ func (b *fake) CheckNode(_ context.Context, n unum.NodeID) error {
 
 func (b *fake) OpenTTY(context.Context) (*os.File, *os.File, error) { return pty.Open() }
 
+func (b *fake) Started(_ context.Context, _ Caller, id string) (unum.Pid, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for pid, p := range b.procs {
+		if p.id == id {
+			return pid, nil
+		}
+	}
+	return 0, unum.ErrNoProcess
+}
+
 func (b *fake) Start(_ context.Context, c Caller, cmd *Command) (unum.Pid, error) {
+	if b.before != nil {
+		b.before(cmd)
+	}
+	pid, err := b.start(c, cmd)
+	if b.after != nil {
+		b.after(cmd)
+	}
+	return pid, err
+}
+
+func (b *fake) start(c Caller, cmd *Command) (unum.Pid, error) {
 	path, err := exec.LookPath(cmd.Argv[0])
 	if err != nil {
 		return 0, &unum.Error{Op: "run", Path: cmd.Argv[0], Err: unix.ENOENT}
@@ -71,7 +97,7 @@ func (b *fake) Start(_ context.Context, c Caller, cmd *Command) (unum.Pid, error
 	if err != nil {
 		return 0, &unum.Error{Op: "run", Path: path, Err: err}
 	}
-	fp := &fakeProc{uid: c.Uid, done: make(chan struct{})}
+	fp := &fakeProc{id: cmd.ID, uid: c.Uid, done: make(chan struct{})}
 	b.mu.Lock()
 	b.procs[unum.Pid(p.Pid)] = fp
 	b.mu.Unlock()
@@ -336,7 +362,7 @@ func TestLogBound(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	p, err := s.create(0)
+	p, err := s.create(0, "a")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -385,7 +411,7 @@ func TestFirst(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		m := "\x83\xa2Op\xa4node\xa5Proto\x01\xa4Body\xa2" + node
+		m := "\x83\xa2Op\xa4node\xa5Proto\x02\xa4Body\xa2" + node
 		if _, err := c.uc.Write(append([]byte{0, 0, 0, byte(len(m))}, m...)); err != nil {
 			t.Fatal(err)
 		}
@@ -417,5 +443,80 @@ func TestNoLeaks(t *testing.T) {
 			t.Fatalf("%d descriptors before, %d after", before, count())
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// A daemon that dies while it starts a command, before or after it has: the
+// client asks the next one, and the command runs once.
+func TestRunOverDeath(t *testing.T) {
+	for _, x := range []struct {
+		name          string
+		before, after bool
+	}{{"before the start", true, false}, {"after the start", false, true}, {"again and again", true, true}} {
+		t.Run(x.name, func(t *testing.T) {
+			r, ctx := newRig(t), testContext(t)
+			deaths := 0
+			// The client's connection is closed, the next daemon listens, and this
+			// one does nothing more.
+			die := func(n int) func(*Command) {
+				return func(cmd *Command) {
+					if deaths < n {
+						deaths++
+						old := r.srv
+						old.ln.Close()
+						r.listen()
+						old.cancel()
+						for _, f := range cmd.Files {
+							f.Close()
+						}
+						<-t.Context().Done()
+						runtime.Goexit()
+					}
+				}
+			}
+			if x.before {
+				r.b.before = die(1)
+			}
+			if x.after {
+				r.b.after = die(2)
+			}
+			once := filepath.Join(r.dir, "runs")
+			for _, how := range []string{"run", "detach"} {
+				deaths = 0
+				os.Remove(once)
+				req := sh("echo x >> " + once + "; echo out; exit 3")
+				if how == "run" {
+					io, out := stdio(t, "")
+					exit, err := r.Run(ctx, req, io)
+					if got := out(); err != nil || exit.Code != 3 || got != "out\n" {
+						t.Errorf("%+v %q, %v", exit, got, err)
+					}
+				} else {
+					pid, err := r.Detach(ctx, req)
+					if err != nil {
+						t.Fatal(err)
+					}
+					var l *LogChunk
+					for l == nil || !l.Ended {
+						if l, err = r.Logs(ctx, pid, 0); err != nil {
+							t.Fatal(err)
+						}
+						time.Sleep(5 * time.Millisecond)
+					}
+					if string(l.Data) != "out\n" || l.Status != "exit 3" {
+						t.Errorf("log %q, %s", l.Data, l.Status)
+					}
+				}
+				if b, _ := os.ReadFile(once); string(b) != "x\n" {
+					t.Errorf("%s: ran %d times", how, len(b)/2)
+				}
+				if deaths == 0 {
+					t.Error("no daemon died")
+				}
+			}
+			if left, _ := filepath.Glob(filepath.Join(r.dir, "logs", newLog+"*")); len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
+		})
 	}
 }

@@ -25,5 +25,12 @@
 // to the client, which does all the copying: the daemon is in neither path, so
 // its death disturbs no output and hangs up no terminal. A client that loses
 // the daemon while its command runs asks the next one to wait for the same
-// process.
+// process. One that loses it before it has heard of the start sends its request
+// again, under the same ID:
+//
+//	client ── run ID ──▶ server
+//	       ◀─ terminal ─         only if it asked for one, and before the start,
+//	                             so that no daemon is the only one to hold it
+//	       ◀── started ─
+//	       ◀──── exit ──
 package ctl

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -19,15 +18,12 @@ import (
 	"unum"
 )
 
-// LogStore keeps what detached processes write: one file each, DIR/PID.log,
-// which the process has open itself, so that nothing is lost while no daemon is
+// LogStore keeps what detached processes write: one file each, DIR/PID.log
+// (DIR/new-ID while it is being started), which the process has open itself, so that nothing is lost while no daemon is
 // there. A file is cut at its front when it has grown beyond Limit; its offsets
 // stay.
 type LogStore struct {
 	dir string
-
-	mu   sync.Mutex
-	next int // numbers files that have no pid yet
 
 	news   chan struct{} // capacity 1: there is a log more
 	cancel context.CancelFunc
@@ -61,10 +57,6 @@ func OpenLogs(dir string) (*LogStore, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, &unum.Error{Op: "logs", Path: dir, Err: err}
 	}
-	stale, _ := filepath.Glob(filepath.Join(dir, "new-*"))
-	for _, f := range stale {
-		os.Remove(f)
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &LogStore{dir: dir, news: make(chan struct{}, 1), cancel: cancel, done: make(chan struct{})}
 	go s.trimLoop(ctx)
@@ -88,11 +80,10 @@ type pendingLog struct {
 	kept bool
 }
 
-func (s *LogStore) create(uid uint32) (*pendingLog, error) {
-	s.mu.Lock()
-	s.next++
-	name := filepath.Join(s.dir, "new-"+strconv.Itoa(s.next))
-	s.mu.Unlock()
+const newLog = "new-"
+
+func (s *LogStore) create(uid uint32, id string) (*pendingLog, error) {
+	name := filepath.Join(s.dir, newLog+filepath.Base(id))
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
@@ -121,6 +112,34 @@ func (p *pendingLog) abandon() {
 	if !p.kept {
 		os.Remove(p.name)
 	}
+}
+
+// pending lists the logs of processes that the daemon before this one was
+// starting, by the IDs of their requests.
+func (s *LogStore) pending() map[string]*pendingLog {
+	out := map[string]*pendingLog{}
+	files, _ := filepath.Glob(filepath.Join(s.dir, newLog+"*"))
+	for _, f := range files {
+		out[strings.TrimPrefix(filepath.Base(f), newLog)] = &pendingLog{s: s, name: f}
+	}
+	return out
+}
+
+// pids lists the processes that have a log.
+func (s *LogStore) pids() (out []unum.Pid) {
+	logs, _ := filepath.Glob(filepath.Join(s.dir, "*.log"))
+	for _, f := range logs {
+		if pid, err := strconv.Atoi(strings.TrimSuffix(filepath.Base(f), ".log")); err == nil {
+			out = append(out, unum.Pid(pid))
+		}
+	}
+	return out
+}
+
+// noted says whether it is noted how the process ended.
+func (s *LogStore) noted(pid unum.Pid) bool {
+	_, err := os.Stat(s.path(pid) + ".end")
+	return err == nil
 }
 
 // ended notes how the process ended, for Read.

@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -21,8 +22,8 @@ type Stdio struct{ In, Out, Err *os.File }
 // output are terminals here.
 func (s Stdio) Terminals() bool { return isTerminal(s.In) && isTerminal(s.Out) }
 
-// reconnectFor is how long a client whose command runs waits for the next
-// daemon: the lease after which the command would be killed, and some.
+// reconnectFor is how long a client that lost the daemon waits for the next one:
+// the lease after which its command would be killed, and some.
 const reconnectFor = 15 * time.Second
 
 // forwarded are the signals that reach the command instead of the client.
@@ -35,32 +36,76 @@ var forwarded = []os.Signal{
 func (cl *Client) Detach(ctx context.Context, req *RunRequest) (unum.Pid, error) {
 	r := *req
 	r.Detach, r.TTY = true, false
-	c, err := cl.ask(ctx, "run", &r)
+	c, st, err := cl.start(ctx, &r, nil)
 	if err != nil {
 		return 0, err
 	}
-	defer c.Close()
-	stop := context.AfterFunc(ctx, func() { c.Close() })
-	defer stop()
-	return recvStarted(c, nil)
+	c.Close()
+	return st.pid, nil
 }
 
-func recvStarted(c *conn, files *[]*os.File) (unum.Pid, error) {
-	m, fs, err := c.recvAnswer()
-	if err != nil {
-		return 0, lost(err)
+// begun is a command that has started.
+type begun struct {
+	pid    unum.Pid
+	master *os.File // of its terminal, or nil
+}
+
+// start asks for a command, of one daemon after the other if they die over it:
+// the next one finds what was started, or starts it. The connection is the one
+// on which its end will be told. On failure the command was not started.
+func (cl *Client) start(ctx context.Context, req *RunRequest, files []*os.File) (c *conn, b begun, err error) {
+	req.ID = rand.Text()
+	defer func() {
+		if err != nil && b.master != nil {
+			b.master.Close()
+			b.master = nil
+		}
+	}()
+	next := &Client{Path: cl.Path, Patience: reconnectFor}
+	for until := time.Now().Add(reconnectFor); ; cl = next {
+		if c, err = cl.ask(ctx, "run", req, files...); err == nil {
+			giveUp := context.AfterFunc(ctx, func() { c.Close() })
+			err = b.recv(c)
+			if !giveUp() && err != nil {
+				err = context.Cause(ctx)
+			}
+			if err == nil {
+				return c, b, nil
+			}
+			c.Close()
+		}
+		if lost(err) != errLost || time.Now().After(until) {
+			return nil, b, err
+		}
 	}
-	if m.Op != opStarted {
-		return 0, fmt.Errorf("unexpected answer %q", m.Op)
+}
+
+// recv receives until the command has started. A terminal that comes replaces
+// one of an attempt before, whose command was not started.
+func (b *begun) recv(c *conn) error {
+	for {
+		m, files, err := c.recvAnswer()
+		if err != nil {
+			return lost(err)
+		}
+		switch m.Op {
+		case opTerminal:
+			if len(files) != 1 {
+				return errors.New("the daemon sent no terminal")
+			}
+			if b.master != nil {
+				b.master.Close()
+			}
+			b.master = files[0]
+		case opStarted:
+			var st started
+			err := msgpack.Unmarshal(m.Body, &st)
+			b.pid = st.Pid
+			return err
+		default:
+			return fmt.Errorf("unexpected answer %q", m.Op)
+		}
 	}
-	var st started
-	if err := msgpack.Unmarshal(m.Body, &st); err != nil {
-		return 0, err
-	}
-	if files != nil {
-		*files = fs
-	}
-	return st.Pid, nil
 }
 
 // Run starts a command with io, stands for it here until it ends, and returns
@@ -97,26 +142,17 @@ func (cl *Client) Run(ctx context.Context, req *RunRequest, io Stdio) (Exit, err
 	}
 	defer signal.Stop(sigs)
 
-	c, err := cl.ask(ctx, "run", &r, files...)
+	c, b, err := cl.start(ctx, &r, files)
 	if err != nil {
 		return Exit{}, err
 	}
-	f := &following{cl: cl, c: c, term: term, sigs: sigs}
+	f := &following{cl: cl, c: c, pid: b.pid, term: term, sigs: sigs}
 	defer func() { f.c.Close() }()
-	var got []*os.File
-	giveUp := context.AfterFunc(ctx, func() { c.Close() })
-	f.pid, err = recvStarted(c, &got)
-	if !giveUp() && err != nil {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		return Exit{}, err
-	}
 	if r.TTY {
-		if len(got) != 1 {
+		if b.master == nil {
 			return Exit{}, errors.New("the daemon sent no terminal")
 		}
-		if err := term.start(got[0]); err != nil {
+		if err := term.start(b.master); err != nil {
 			return Exit{}, err
 		}
 	}

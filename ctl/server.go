@@ -56,6 +56,7 @@ func Listen(cfg ServerConfig) (*Server, error) {
 	}
 	s.ln = ln
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.resume()
 	s.wg.Add(1)
 	go s.accept()
 	return s, nil
@@ -64,8 +65,8 @@ func Listen(cfg ServerConfig) (*Server, error) {
 // Close stops serving. The socket stays in the file system: a client that
 // connects before the next daemon is there is refused and tries again.
 func (s *Server) Close() error {
-	s.cancel()
 	err := s.ln.Close()
+	s.cancel()
 	s.wg.Wait()
 	return err
 }

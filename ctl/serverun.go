@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/vmihailenco/msgpack/v5"
 	"golang.org/x/sys/unix"
@@ -29,12 +30,26 @@ func (s *Server) run(ctx context.Context, c *conn, caller Caller, req *RunReques
 	if len(req.Argv) == 0 {
 		return fmt.Errorf("no command: %w", unix.EINVAL)
 	}
+	if req.ID == "" {
+		return fmt.Errorf("a request without an ID: %w", unix.EINVAL)
+	}
+	// The daemon before this one may have started it.
+	if pid, err := s.cfg.Backend.Started(ctx, caller, req.ID); !errors.Is(err, unum.ErrNoProcess) {
+		if err != nil {
+			return err
+		}
+		s.log.Info("found again", "pid", pid, "command", req.Argv[0])
+		if err := c.send(&message{Op: opStarted}, started{pid}); err != nil || req.Detach {
+			return nil
+		}
+		return s.follow(ctx, c, caller, pid)
+	}
 	limits, err := caller.limits(req.Rlimits)
 	if err != nil {
 		return err
 	}
 	cmd := &Command{
-		Argv: req.Argv, Env: req.Env, Dir: req.Dir, Umask: req.Umask & 0o777, Nice: req.Nice,
+		ID: req.ID, Argv: req.Argv, Env: req.Env, Dir: req.Dir, Umask: req.Umask & 0o777, Nice: req.Nice,
 		Rlimits: limits,
 		Uid:     caller.Uid, Gid: caller.Gid, Groups: caller.Groups,
 		NoNewPrivs: caller.NoNewPrivs, CapBounding: caller.CapBounding,
@@ -67,7 +82,6 @@ func (s *Server) run(ctx context.Context, c *conn, caller Caller, req *RunReques
 			f.Close()
 		}
 	}()
-	var master *os.File
 	var logf *pendingLog
 	switch {
 	case req.Detach:
@@ -79,7 +93,7 @@ func (s *Server) run(ctx context.Context, c *conn, caller Caller, req *RunReques
 			return err
 		}
 		own = append(own, null)
-		if logf, err = s.cfg.Logs.create(cmd.Uid); err != nil {
+		if logf, err = s.cfg.Logs.create(cmd.Uid, req.ID); err != nil {
 			return fmt.Errorf("log: %w", err)
 		}
 		defer logf.abandon()
@@ -89,11 +103,15 @@ func (s *Server) run(ctx context.Context, c *conn, caller Caller, req *RunReques
 		if err != nil {
 			return fmt.Errorf("terminal: %w", err)
 		}
-		own = append(own, m, slave)
-		if err := prepareTTY(slave, cmd.Uid, req); err != nil {
+		own = append(own, slave)
+		err = prepareTTY(slave, cmd.Uid, req)
+		if err == nil {
+			err = c.send(&message{Op: opTerminal}, nil, m)
+		}
+		m.Close() // it must hang up when the client goes
+		if err != nil {
 			return fmt.Errorf("terminal: %w", err)
 		}
-		master = m
 		cmd.TTY = true
 		cmd.Files = [3]*os.File{slave, slave, slave}
 	default:
@@ -115,36 +133,57 @@ func (s *Server) run(ctx context.Context, c *conn, caller Caller, req *RunReques
 		if err := logf.keep(pid); err != nil {
 			s.log.Warn("log of a detached process", "pid", pid, "err", err)
 		}
-		s.wg.Add(1)
-		go func() {
-			defer s.wg.Done()
-			s.tend(ctx, caller, pid)
-		}()
+		s.wg.Go(func() { s.tend(ctx, pid, time.Time{}) })
 		return c.send(&message{Op: opStarted}, started{pid})
 	}
-	var fds []*os.File
-	if master != nil {
-		fds = append(fds, master)
-	}
-	err = c.send(&message{Op: opStarted}, started{pid}, fds...)
 	for _, f := range own { // the terminal must hang up when the client goes
 		f.Close()
 	}
 	own = nil
-	if err != nil {
-		return nil // the client is gone; its command is nobody's
-	}
+	c.send(&message{Op: opStarted}, started{pid}) // if the client is gone, follow sees it
 	return s.follow(ctx, c, caller, pid)
 }
 
+// resume goes on with the detached processes of the daemon before this one, and
+// removes the logs of those that it did not come to start.
+func (s *Server) resume() {
+	if s.cfg.Logs == nil {
+		return
+	}
+	for id, l := range s.cfg.Logs.pending() {
+		pid, err := s.cfg.Backend.Started(s.ctx, Caller{}, id)
+		if err == nil {
+			err = l.keep(pid)
+		}
+		if err != nil {
+			if !errors.Is(err, unum.ErrNoProcess) {
+				s.log.Warn("log of a detached process", "id", id, "err", err)
+			}
+			os.Remove(l.name)
+		}
+	}
+	until := time.Now().Add(reconnectFor)
+	for _, pid := range s.cfg.Logs.pids() {
+		s.wg.Go(func() { s.tend(s.ctx, pid, until) })
+	}
+}
+
 // tend waits for a detached process and notes its end in the log's record.
-func (s *Server) tend(ctx context.Context, caller Caller, pid unum.Pid) {
-	exit, err := s.cfg.Backend.Wait(ctx, caller, pid)
+// It is remembered until then, since its client may still ask whether it was
+// started.
+func (s *Server) tend(ctx context.Context, pid unum.Pid, until time.Time) {
+	exit, err := s.cfg.Backend.Wait(ctx, Caller{}, pid) // as root
 	if ctx.Err() != nil {
 		return
 	}
-	s.cfg.Logs.ended(pid, exit, err)
-	s.cfg.Backend.Release(pid)
+	if !s.cfg.Logs.noted(pid) {
+		s.cfg.Logs.ended(pid, exit, err)
+	}
+	select {
+	case <-time.After(time.Until(until)):
+		s.cfg.Backend.Release(pid)
+	case <-ctx.Done():
+	}
 }
 
 // follow tells the client how pid ends, and passes the client's signals on.
@@ -180,7 +219,17 @@ func (s *Server) follow(ctx context.Context, c *conn, caller Caller, pid unum.Pi
 	exit, err := s.cfg.Backend.Wait(ctx, caller, pid)
 	switch {
 	case ctx.Err() != nil:
+		// The client is gone, or this daemon ends. In the first case nobody will
+		// ask how the command ended.
 		err = nil
+		if s.ctx.Err() == nil {
+			s.wg.Go(func() {
+				s.cfg.Backend.Wait(s.ctx, Caller{}, pid)
+				if s.ctx.Err() == nil {
+					s.cfg.Backend.Release(pid)
+				}
+			})
+		}
 	case err != nil:
 		c.send(&message{Op: opError, Err: toWire(err)}, nil)
 		err = nil

@@ -73,6 +73,10 @@ type Rlimit struct {
 
 // RunRequest is what a client asks to be run.
 type RunRequest struct {
+	// ID is the client's, and no other request's: a client that lost the daemon
+	// over its request sends it to the next one with the same ID, and the command
+	// is started once.
+	ID      string
 	Argv    []string
 	Env     []string
 	Dir     string // absolute, as the world names it
@@ -91,6 +95,7 @@ type RunRequest struct {
 // Command is a process that a Backend is to start in the world, as a child of
 // the world's pid 1 or of an agent, in a session of its own.
 type Command struct {
+	ID      string   // of the request
 	Argv    []string // Argv[0] is searched in Env's PATH if it has no slash
 	Env     []string // complete; UNUM_NODE in it decides the placement
 	Dir     string
@@ -139,6 +144,10 @@ type Backend interface {
 	// nothing is left, and the error carries the errno of the exec, or wraps
 	// unum.ErrNoNode and the like. The process does not depend on ctx.
 	Start(ctx context.Context, c Caller, cmd *Command) (unum.Pid, error)
+	// Started returns the process that was started under an ID, also by the
+	// daemon before this one, until Release. unum.ErrNoProcess if there is none,
+	// unum.ErrDenied if it is not the caller's.
+	Started(ctx context.Context, c Caller, id string) (unum.Pid, error)
 	// Wait returns how a process that Start started has ended. It may be called
 	// again, also by the successor of the daemon that started it, until Release.
 	// unum.ErrNoProcess if it is not known; unum.ErrDenied if it is not the

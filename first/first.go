@@ -133,7 +133,7 @@ func Setenv(env []string, key, val string) []string {
 }
 
 // known asks the daemon whether the node can take anything. The request is a
-// frame of package ctl, written by hand: the map {Op: "node", Proto: 1,
+// frame of package ctl, written by hand: the map {Op: "node", Proto: 2,
 // Body: the node's name}; so is what is looked for in the answer, Op: "ok".
 func known(node string) bool {
 	if len(node) > 31 {
@@ -150,7 +150,7 @@ func known(node string) bool {
 		return false
 	}
 	name := append([]byte{0xa0 | byte(len(node))}, node...)
-	m := append([]byte("\x83\xa2Op\xa4node\xa5Proto\x01\xa4Body"), name...)
+	m := append([]byte("\x83\xa2Op\xa4node\xa5Proto\x02\xa4Body"), name...)
 	frame := append([]byte{0, 0, 0, byte(len(m))}, m...)
 	if n, err := syscall.Write(fd, frame); err != nil || n != len(frame) {
 		return false

@@ -81,7 +81,7 @@ func (b backend) Start(ctx context.Context, c ctl.Caller, cmd *ctl.Command) (unu
 		}
 	}
 	rc := &rexec.Command{
-		Argv: cmd.Argv, Env: cmd.Env, Dir: cmd.Dir, Umask: cmd.Umask, Nice: cmd.Nice,
+		ID: cmd.ID, Argv: cmd.Argv, Env: cmd.Env, Dir: cmd.Dir, Umask: cmd.Umask, Nice: cmd.Nice,
 		Uid: cmd.Uid, Gid: cmd.Gid, Groups: cmd.Groups,
 		NoNewPrivs: cmd.NoNewPrivs, CapBnd: cmd.CapBounding,
 		Files: cmd.Files, TTY: cmd.TTY, Limits: map[int]unix.Rlimit{},
@@ -106,6 +106,14 @@ func (b backend) owned(c ctl.Caller, pid unum.Pid) error {
 		return unum.ErrDenied
 	}
 	return nil
+}
+
+func (b backend) Started(ctx context.Context, c ctl.Caller, id string) (unum.Pid, error) {
+	pid, err := b.d.rexec.Runs.Started(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	return pid, b.owned(c, pid)
 }
 
 func (b backend) Wait(ctx context.Context, c ctl.Caller, pid unum.Pid) (ctl.Exit, error) {

@@ -145,6 +145,8 @@ type birth struct {
 	holder *deputy.Stub // instead: already has the PID, and becomes the process
 	locals []local
 	turn   func() // called right before the fork; may be nil
+	// undo is told who is killed since its program failed, before; may be nil.
+	undo func(unum.Pid)
 }
 
 // local is one descriptor of a birth.
@@ -238,6 +240,9 @@ func (m *maker) make(ctx context.Context, b *birth) (*deputy.Stub, error) {
 		// Gone: it was fast, or killed. Either way it is its parent that learns
 		// how it ended.
 		if !errors.Is(err, deputy.ErrGone) {
+			if b.undo != nil {
+				b.undo(s.Pid)
+			}
 			return nil, m.undo(s, err)
 		}
 	default:

@@ -26,7 +26,10 @@ func (s *Service) Recover(ctx context.Context) error {
 	if err := s.Homes.recover(ctx); err != nil {
 		return fmt.Errorf("deputies: %w", err)
 	}
-	return s.Runs.recover()
+	if err := s.Runs.recover(); err != nil {
+		return fmt.Errorf("processes of the control socket: %w", err)
+	}
+	return nil
 }
 
 // isStub says whether a process executes the stub. One that was converted does

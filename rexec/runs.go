@@ -3,11 +3,9 @@ package rexec
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path"
-	"path/filepath"
 	"strings"
 	"sync"
 
@@ -16,7 +14,6 @@ import (
 	"unum"
 	"unum/carry"
 	"unum/deputy"
-	"unum/sys"
 )
 
 // Runs starts processes in the world for the control socket. Each leads a
@@ -27,11 +24,19 @@ type Runs struct {
 	log *slog.Logger
 
 	start   sync.Mutex // one birth at a time: the child's number is not known before
-	mu      sync.Mutex
-	agent   *session
-	runs    map[unum.Pid]*run
 	records records[runRecord]
-	wg      sync.WaitGroup
+
+	mu    sync.Mutex
+	agent *session
+	runs  map[unum.Pid]*run
+	// birth is the one under way, or the one under way when the daemon before
+	// this one died, if its child is not to be seen: it never was, or has ended,
+	// which its agent tells.
+	birth   *runRecord
+	undone  map[unum.Pid]chan struct{} // children without an exec; closed when reaped
+	settled <-chan struct{}            // closed when the agent has told what ended before this daemon
+
+	wg sync.WaitGroup
 }
 
 type run struct {
@@ -40,13 +45,17 @@ type run struct {
 	done   chan struct{}
 }
 
-// runRecord is what a successor of the daemon must know of a run; the agent
-// has the record 0, with only its Host.
+// runRecord is what a successor of the daemon must know of a run. The agent
+// has the record "0", with only its Host; a birth under way, whose number is
+// not known, has the record "birth".
 type runRecord struct {
+	ID   string // the client's, of its request
 	Uid  uint32
 	Host int
 	End  eventReq // Kind 0 while it runs
 }
+
+const birthKey = "birth"
 
 // Ended is how a process of Runs ended.
 type Ended struct {
@@ -55,8 +64,10 @@ type Ended struct {
 	Core   bool
 }
 
-// Command is a process to start. Env decides its placement.
+// Command is a process to start. Env decides its placement. A Command with the
+// ID of one that was started is not started again.
 type Command struct {
+	ID         string
 	Argv       []string
 	Env        []string
 	Dir        string
@@ -72,7 +83,12 @@ type Command struct {
 }
 
 func newRuns(cfg Config, mk *maker) *Runs {
-	return &Runs{cfg: cfg, mk: mk, log: cfg.Log, runs: map[unum.Pid]*run{}}
+	settled := make(chan struct{})
+	close(settled)
+	return &Runs{
+		cfg: cfg, mk: mk, log: cfg.Log, runs: map[unum.Pid]*run{}, undone: map[unum.Pid]chan struct{}{},
+		settled: settled,
+	}
 }
 
 // Start starts a command and returns when its exec has succeeded, here or on
@@ -108,37 +124,106 @@ func (r *Runs) Start(ctx context.Context, c *Command) (unum.Pid, error) {
 	}
 	r.start.Lock()
 	defer r.start.Unlock()
+	if pid, err := r.Started(ctx, c.ID); err == nil {
+		return pid, nil
+	}
 	if b.parent, err = r.forker(ctx); err != nil {
 		return 0, err
 	}
-	// The process may end before make returns: its end waits for its entry.
-	s, err := r.mk.make(ctx, b)
-	var ex *execError
-	if errors.As(err, &ex) {
-		return 0, ex.errno
-	}
-	if err != nil {
+	// Known before it can run, so that a successor looks for it.
+	rec := &runRecord{ID: c.ID, Uid: c.Uid}
+	if err := r.begin(rec); err != nil {
 		return 0, err
 	}
-	r.mu.Lock()
-	x := r.entry(s.Pid)
-	x.Uid, x.Host, x.parent = c.Uid, s.HostPid, b.parent
-	err = r.records.save(s.Pid.String(), &x.runRecord)
-	r.mu.Unlock()
+	var undone chan struct{}
+	b.undo = func(pid unum.Pid) { undone = r.undo(pid) }
+	s, err := r.mk.make(ctx, b)
+	if err != nil {
+		r.forsake()
+		if undone != nil {
+			// Reaped before the next is born, so that nobody takes it for that.
+			select {
+			case <-undone:
+			case <-b.parent.Gone():
+			}
+		}
+		var ex *execError
+		if errors.As(err, &ex) {
+			return 0, ex.errno
+		}
+		return 0, err
+	}
+	err = r.born(s, b.parent, rec)
 	if b.parent.Dead() {
 		r.orphaned(s.Pid, s.HostPid)
 	}
 	return s.Pid, err
 }
 
-// entry finds or makes the entry of a process. Preconditions: r.mu is held.
-func (r *Runs) entry(pid unum.Pid) *run {
-	x := r.runs[pid]
-	if x == nil {
-		x = &run{done: make(chan struct{})}
-		r.runs[pid] = x
+func (r *Runs) begin(rec *runRecord) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.birth = rec
+	err := r.records.save(birthKey, rec)
+	if err != nil {
+		r.birth = nil
 	}
-	return x
+	return err
+}
+
+// born writes a process down whose exec has succeeded. It may have ended.
+func (r *Runs) born(s, agent *deputy.Stub, rec *runRecord) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	x := r.runs[s.Pid]
+	if x == nil || x.ID != rec.ID {
+		x = &run{runRecord: *rec, done: make(chan struct{})}
+		r.runs[s.Pid] = x
+	}
+	x.Host, x.parent = s.HostPid, agent
+	err := r.records.save(s.Pid.String(), &x.runRecord)
+	r.birth = nil
+	r.records.remove(birthKey)
+	return err
+}
+
+// forsake forgets a birth that failed.
+func (r *Runs) forsake() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.birth = nil
+	r.records.remove(birthKey)
+}
+
+// undo is told of a child without an exec before it is killed, so that its end
+// is not the command's, for a successor neither.
+func (r *Runs) undo(pid unum.Pid) chan struct{} {
+	reaped := make(chan struct{})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.undone[pid] = reaped
+	r.birth = nil
+	r.records.remove(birthKey)
+	return reaped
+}
+
+// Started returns the process of the command that was started under an ID,
+// also by a daemon before this one; unum.ErrNoProcess if none was, or it has
+// been released.
+func (r *Runs) Started(ctx context.Context, id string) (unum.Pid, error) {
+	select {
+	case <-r.settled:
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for pid, x := range r.runs {
+		if id != "" && x.ID == id {
+			return pid, nil
+		}
+	}
+	return 0, unum.ErrNoProcess
 }
 
 func (r *Runs) forker(ctx context.Context) (*deputy.Stub, error) {
@@ -156,110 +241,6 @@ func (r *Runs) forker(ctx context.Context) (*deputy.Stub, error) {
 	r.agent = s
 	r.outlive(a)
 	return a, r.records.save("0", &runRecord{Host: a.HostPid})
-}
-
-// recover finds the processes and their agent again.
-func (r *Runs) recover() (err error) {
-	if r.records, err = openRecords[runRecord](filepath.Join(r.cfg.StateDir, "runs")); err != nil {
-		return err
-	}
-	all, err := r.records.load()
-	if err != nil {
-		return err
-	}
-	for key, rec := range all {
-		var pid unum.Pid
-		if _, err := fmt.Sscan(key, &pid); err != nil {
-			return fmt.Errorf("run record %q: %w", key, err)
-		}
-		if pid == 0 {
-			continue
-		}
-		x := r.entry(pid)
-		x.runRecord = *rec
-		if rec.End.Kind != 0 {
-			close(x.done)
-		}
-	}
-	rec := all["0"]
-	if rec == nil {
-		return nil
-	}
-	a := deputy.Ended(0) // killed meanwhile
-	pid, err := sys.WorldPid(rec.Host)
-	if err == nil && isStub(rec.Host) {
-		if a, err = r.cfg.Registry.Adopt(rec.Host, pid); err != nil {
-			return err
-		}
-	}
-	for _, x := range r.runs {
-		x.parent = a
-	}
-	r.outlive(a)
-	if a.Dead() {
-		return nil
-	}
-	r.agent = &session{parent: parent{agent: a}}
-	r.agent.watch(r.cfg.Cookie, r.log, r.ended)
-	reap(&r.agent.parent, r.cfg.Cookie, r.log, r.ended)
-	return nil
-}
-
-// outlive waits for the end of an agent, and then for those of its processes
-// (see orphan.go).
-func (r *Runs) outlive(agent *deputy.Stub) {
-	r.wg.Go(func() {
-		<-agent.Gone()
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		for pid, x := range r.runs {
-			if x.parent == agent && x.End.Kind == 0 {
-				r.orphaned(pid, x.Host)
-			}
-		}
-	})
-}
-
-// orphaned waits for the end of a process whose agent is gone.
-func (r *Runs) orphaned(pid unum.Pid, host int) {
-	r.wg.Go(func() {
-		s := deputy.Ended(pid)
-		if at, err := sys.WorldPid(host); err == nil && at == pid {
-			if w, err := r.cfg.Registry.Watch(host, pid); err == nil {
-				s = w
-			}
-		}
-		r.ended([]childEvent{{pid: pid, info: *orphanEnd(s)}})
-	})
-}
-
-func (r *Runs) ended(evs []childEvent) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for i := range evs {
-		r.endedLocked(evs[i].pid, &evs[i].info)
-	}
-}
-
-func (r *Runs) endedLocked(pid unum.Pid, si *sys.Siginfo) {
-	x := r.entry(pid)
-	if x.End.Kind != 0 {
-		return
-	}
-	switch si.Code() {
-	case cldExited:
-		x.End = eventReq{Kind: exited, Status: int(si.Status())}
-	case cldKilled, cldDumped:
-		x.End = eventReq{Kind: killed, Status: int(si.Status()), Core: si.Code() == cldDumped}
-	default:
-		return
-	}
-	if x.Host != 0 { // else Start is about to write it down
-		if err := r.records.save(pid.String(), &x.runRecord); err != nil {
-			r.log.Error("write down the end of a process", "pid", pid, "err", err)
-		}
-	}
-	close(x.done)
 }
 
 // Wait returns how a process that Start started ended, and uid, whose it is.

@@ -1,12 +1,17 @@
 package deaths
 
 import (
+	"context"
+	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"unum/unumtest"
 )
 
 // gate is a FIFO at which scripts wait until the test lets them on.
@@ -57,5 +62,73 @@ func TestPlacedAfterStart(t *testing.T) {
 		if c.node(0).Daemon() == pid {
 			t.Error("the daemon was not killed")
 		}
+	}
+}
+
+// The daemon dies at any moment between the request of a command and its end:
+// the command runs once, and its client tells how it ended.
+func TestRunOverDaemonDeath(t *testing.T) {
+	c := start(t, 1)
+	rounds := 8
+	if unumtest.Long() {
+		rounds = 300
+	}
+	for i := range rounds {
+		ran := filepath.Join(c.dir, "ran")
+		os.Remove(ran)
+		args := []string{"run", "-w", c.dir, "sh", "-c", "echo $$ >> ran; exit 3"}
+		if i%4 == 3 { // with a terminal
+			args = []string{"-qec", c.bin + " --cluster " + c.Name() + " run -w " + c.dir + ` sh -c 'tty; echo $$ >> ran; exit 3'`, "/dev/null"}
+		}
+		cmd := c.unum(t.Context(), args...)
+		if i%4 == 3 {
+			cmd = exec.CommandContext(t.Context(), "script", args...)
+			cmd.Stdin = strings.NewReader("")
+		}
+		done := make(chan struct{})
+		time.AfterFunc(rand.N(60*time.Millisecond), func() {
+			defer close(done)
+			for n := 0; !c.killService(0, "daemon") && n < 1000; n++ {
+				time.Sleep(5 * time.Millisecond)
+			}
+		})
+		out, _ := cmd.CombinedOutput()
+		<-done
+		if code := cmd.ProcessState.ExitCode(); code != 3 {
+			t.Errorf("round %d: exit %d: %s", i, code, out)
+		}
+		if i%4 == 3 && !strings.Contains(string(out), "/dev/pts/") {
+			t.Errorf("round %d: no terminal: %s", i, out)
+		}
+		if b, _ := os.ReadFile(ran); strings.Count(string(b), "\n") != 1 {
+			t.Errorf("round %d: it ran as %q", i, b)
+		}
+		c.awaitBack()
+	}
+	log, _ := os.ReadFile(filepath.Join(c.node(0).Dir, "daemon.log"))
+	t.Logf("%d of %d were found again by the next daemon", strings.Count(string(log), "found again"), rounds)
+	// Nothing of them is remembered.
+	if d := c.debug(0); d.Runs != 0 {
+		t.Errorf("%d commands are remembered", d.Runs)
+	}
+
+	// In the background, too, and its output is there.
+	for range rounds / 4 {
+		go func() {
+			time.Sleep(rand.N(12 * time.Millisecond))
+			c.killService(0, "daemon")
+		}()
+		out, err := c.unum(t.Context(), "run", "-d", "sh", "-c", "echo out; exit 3").CombinedOutput()
+		if err != nil {
+			t.Errorf("run -d: %v: %s", err, out)
+			continue
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		log, err := c.unum(ctx, "logs", "-f", strings.TrimSpace(string(out))).CombinedOutput()
+		cancel()
+		if string(log) != "out\n" || err != nil {
+			t.Errorf("logs: %q, %v", log, err)
+		}
+		c.awaitBack()
 	}
 }
