@@ -53,18 +53,19 @@ func (p *playProc) end(t *testing.T) int {
 // A signal, at any moment, ends the play with nothing left behind.
 func TestPlaySignals(t *testing.T) {
 	needRoot(t)
+	up := t.TempDir() + "/up"
 	for _, c := range []struct {
 		name string
 		argv []string
 		sig  unix.Signal
-		at   time.Duration
+		at   time.Duration // 0: when the command has made the file up
 		want int
 	}{
 		{"Ctrl-C", []string{"sleep", "100"}, unix.SIGINT, time.Second, 130},
 		{"hang-up", []string{"sleep", "100"}, unix.SIGHUP, time.Second, 129},
 		{"quit", []string{"sleep", "100"}, unix.SIGQUIT, time.Second, 131},
-		{"terminate", []string{"sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.1; done"}, unix.SIGTERM, time.Second, 3},
-		{"terminate what ignores it", []string{"sh", "-c", "trap '' TERM HUP; while :; do sleep 0.1; done"}, unix.SIGTERM, time.Second, 137},
+		{"terminate", []string{"sh", "-c", "trap 'exit 3' TERM; : > " + up + "; while :; do sleep 0.1; done"}, unix.SIGTERM, 0, 3},
+		{"terminate what ignores it", []string{"sh", "-c", "trap '' TERM HUP; : > " + up + "; while :; do sleep 0.1; done"}, unix.SIGTERM, 0, 137},
 		{"at 20 ms", []string{"sleep", "100"}, unix.SIGINT, 20 * time.Millisecond, 130},
 		{"at 80 ms", []string{"sleep", "100"}, unix.SIGINT, 80 * time.Millisecond, 130},
 		{"at 200 ms", []string{"sleep", "100"}, unix.SIGTERM, 200 * time.Millisecond, 143},
@@ -72,6 +73,11 @@ func TestPlaySignals(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			p := startPlay(t, c.argv...)
 			time.Sleep(c.at) // the moment is the point of the case
+			for end := time.Now().Add(30 * time.Second); c.at == 0 && os.Remove(up) != nil; time.Sleep(5 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatal("the command is not up after 30 s")
+				}
+			}
 			p.Process.Signal(c.sig)
 			if got := p.end(t); got != c.want {
 				t.Errorf("status %d, want %d; %s", got, c.want, p.errOut.String())
