@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -44,6 +45,21 @@ func TestRequire(t *testing.T) {
 				t.Errorf("more than one line: %v", err)
 			}
 		})
+	}
+}
+
+func TestTooOld(t *testing.T) {
+	for _, v := range [][2]int{{6, 1}, {6, 18}, {7, 0}} {
+		if err := tooOld(v[0], v[1]); err != nil {
+			t.Errorf("%v: %v", v, err)
+		}
+	}
+	for _, v := range [][2]int{{6, 0}, {5, 19}} {
+		err := Require([]Check{{Name: "Linux", Needed: true, Without: newer, Probe: func() error { return tooOld(v[0], v[1]) }}})
+		want := fmt.Sprintf("check this machine: Linux: this is Linux %d.%d, 6.1 is the oldest that works: kernel feature is missing; a newer kernel is needed", v[0], v[1])
+		if err == nil || err.Error() != want || !errors.Is(err, unum.ErrNoFeature) {
+			t.Errorf("%v\nwant %s", err, want)
+		}
 	}
 }
 

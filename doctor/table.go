@@ -38,6 +38,7 @@ func Table() []Check {
 		{"sealed memfds", "3.17", "the deputy's program", true, newer, sys.FeatureMemfdExec},
 		{"terminals", "2.6.36", "terminals of placed programs", true, newer, sys.FeatureTTY},
 		{"FUSE", "5.2", "shared descriptors", true, "load the module: modprobe fuse", sys.FeatureFUSE},
+		{"a root of its own", "5.8", "the nodes' mounts", true, "before the chroot, bind its directory onto itself: mount --bind DIR DIR", rootMount},
 		{"cgroups", "", "a node's processes, found and capped", true, "mount cgroup2 at /sys/fs/cgroup", cgroups},
 		{"room in /run", "", "keys, sockets, records", true, "make room there", room},
 		{"CAP_SYS_RESOURCE", "", "hard limits above the daemon's own", false, "a lowered hard limit cannot be raised again", resource},
@@ -71,8 +72,9 @@ func processor() error {
 	return nil
 }
 
-func version() error {
-	major, minor := sys.KernelVersion()
+func version() error { return tooOld(sys.KernelVersion()) }
+
+func tooOld(major, minor int) error {
 	if major < 6 || major == 6 && minor < 1 {
 		return fmt.Errorf("this is Linux %d.%d, 6.1 is the oldest that works: %w", major, minor, unum.ErrNoFeature)
 	}
@@ -96,6 +98,19 @@ func pidMax() error {
 		return fmt.Errorf("pid_max is %d and cannot be raised here: %w", n, err)
 	}
 	return nil // play raises it
+}
+
+// rootMount looks whether / is the root of a mount: that of a plain chroot is
+// not, and cannot be made private.
+func rootMount() error {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, "/", 0, unix.STATX_INO, &st); err != nil {
+		return err
+	}
+	if st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		return errors.New("/ is no mount point, as in a chroot")
+	}
+	return nil
 }
 
 // cgroups makes a group with a cap, and removes it.

@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -309,10 +311,29 @@ func lastWords(paths ...string) string {
 			continue
 		}
 		if b = bytes.TrimSpace(b); len(b) > 0 {
-			return string(b[bytes.LastIndexByte(b, '\n')+1:])
+			return said(string(b[bytes.LastIndexByte(b, '\n')+1:]))
 		}
 	}
 	return "nothing is in " + strings.Join(paths, " and ")
+}
+
+var logField = regexp.MustCompile(`(?:^| )(msg|err)=("(?:[^"\\]|\\.)*"|\S+)`)
+
+// said is what a line of a log says to a person: message and error of a
+// structured one, and what came after the program's name otherwise.
+func said(line string) string {
+	var parts []string
+	for _, m := range logField.FindAllStringSubmatch(line, -1) {
+		text := m[2]
+		if u, err := strconv.Unquote(text); err == nil {
+			text = u
+		}
+		parts = append(parts, text)
+	}
+	if !strings.HasPrefix(line, "time=") || len(parts) == 0 {
+		return strings.TrimPrefix(line, "unum: ")
+	}
+	return strings.Join(parts, ": ")
 }
 
 // Stop ends all nodes and removes everything. It may be called again, and

@@ -502,3 +502,17 @@ func TestNotReady(t *testing.T) {
 		t.Errorf("WaitReady: %v", err)
 	}
 }
+
+func TestSaid(t *testing.T) {
+	for line, want := range map[string]string{
+		`time=2026-11-22T22:52:29.370Z level=ERROR msg="supervisor cannot run" err="make mounts private: \"x\""`: `supervisor cannot run: make mounts private: "x"`,
+		`time=2026-11-22T22:52:29.370Z level=INFO msg=up node=n1 err=nothing`:                                    "up: nothing",
+		"unum: port: address already in use":                                                                     "port: address already in use",
+		"panic: msg=1":                                                                                           "panic: msg=1",
+		"":                                                                                                       "",
+	} {
+		if got := said(line); got != want {
+			t.Errorf("%s\nsays %s\nwant %s", line, got, want)
+		}
+	}
+}
