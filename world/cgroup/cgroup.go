@@ -94,7 +94,7 @@ func create(l layout, name string, cpus float64) (*Group, error) {
 	if l.registry == "" {
 		return nil, fmt.Errorf("no cgroup hierarchy is mounted below %s: %w", root, unum.ErrNoFeature)
 	}
-	g := open(l, name)
+	g := named(l, name, cpus > 0)
 	for _, d := range g.dirs {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, err
@@ -170,8 +170,19 @@ func claim(l layout, name string) (*os.File, error) {
 func Open(name string) *Group { return open(detect(), name) }
 
 func open(l layout, name string) *Group {
+	return named(l, name, l.cpu != "" && isDir(filepath.Join(l.cpu, name)))
+}
+
+// named is the group in the hierarchies in which it is to be. In that of the v1
+// cpu controller it is only if capped: there each level costs every switch from
+// one process to the next some percent.
+func named(l layout, name string, capped bool) *Group {
 	g := &Group{l: l, name: name}
-	for _, d := range []string{l.registry, l.v2, l.cpu} {
+	in := []string{l.registry, l.v2}
+	if capped && !l.v2cpu {
+		in = append(in, l.cpu)
+	}
+	for _, d := range in {
 		if d = filepath.Join(d, name); filepath.IsAbs(d) && !slices.Contains(g.dirs, d) {
 			g.dirs = append(g.dirs, d)
 		}

@@ -106,6 +106,20 @@ func TestCap(t *testing.T) {
 	if got != want {
 		t.Errorf("cap is %q, want %q", got, want)
 	}
+	if err := g.Remove(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if isDir(filepath.Join(l.cpu, name)) {
+		t.Errorf("%s of the cpu hierarchy is still there", name)
+	}
+	free, err := create(l, name, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer free.Remove(context.Background())
+	if l.cpu != l.registry && isDir(filepath.Join(l.cpu, name)) {
+		t.Errorf("without a cap %s is in the cpu hierarchy", name)
+	}
 }
 
 func TestNoHierarchy(t *testing.T) {
