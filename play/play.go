@@ -279,6 +279,15 @@ func (p *Play) SetCarried(i int, carried bool) error {
 	return nil
 }
 
+// SetApart sets a node apart, or ends that: nodes that are set apart reach the
+// others, but not each other.
+func (p *Play) SetApart(i int, apart bool) error {
+	if err := p.net.setApart(i, apart); err != nil {
+		return &unum.Error{Op: "set network", Node: p.nodes[i].ID, Err: err}
+	}
+	return nil
+}
+
 // WaitReady returns when the daemon of every node has registered. If ctx ends
 // before, or a node dies, the error says what its log said last.
 func (p *Play) WaitReady(ctx context.Context) error {

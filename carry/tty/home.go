@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
@@ -24,6 +25,7 @@ type Homes struct {
 	mu     sync.Mutex
 	closed bool
 	homes  map[homeKey]*home
+	old    map[string]bool // pages of a daemon before this one, by path, that nobody has asked for
 
 	pressMu sync.Mutex // comes before home.mu
 	presses map[press]*keypress
@@ -72,6 +74,43 @@ func (hs *Homes) Describe(p *carry.Proc) (*Desc, error) {
 		return nil, wrap("carry", "", p.Pid, "controlling terminal", errors.Join(unum.ErrStaysHome, err))
 	}
 	return d, nil
+}
+
+// homePage is how the pages of home's halves are named.
+const homePage = "ttyhome."
+
+// resume finds the pages that a predecessor had. One that no placement asks for
+// is kept for as long as an unused half is.
+func (hs *Homes) resume() {
+	if hs.k.cfg.StateDir == "" {
+		return
+	}
+	files, err := filepath.Glob(filepath.Join(hs.k.cfg.StateDir, homePage+"*"))
+	if err != nil || len(files) == 0 {
+		return
+	}
+	hs.old = map[string]bool{}
+	for _, f := range files {
+		hs.old[f] = true
+	}
+	hs.k.go_(func() {
+		select {
+		case <-time.After(lingerTime):
+			hs.forget()
+		case <-hs.k.ctx.Done():
+		}
+	})
+}
+
+func (hs *Homes) forget() {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	for f := range hs.old {
+		if err := os.Remove(f); err != nil {
+			hs.k.log.Warn("forget a terminal's page", "err", err)
+		}
+	}
+	hs.old = nil
 }
 
 // Attach opens home's half of a session's terminal for one placement, also
@@ -231,7 +270,7 @@ func newHome(hs *Homes, key homeKey, d *Desc) *home {
 	}
 	h.ctx, h.cancel = context.WithCancel(hs.k.ctx)
 	h.received = -1
-	name := "ttyhome." + string(key.guest) + "." + key.sid.String() + "." + strconv.FormatUint(uint64(key.dev), 10)
+	name := homePage + string(key.guest) + "." + key.sid.String() + "." + strconv.FormatUint(uint64(key.dev), 10)
 	p, found, err := openPage(hs.k.cfg.StateDir, name, 0)
 	if err != nil {
 		hs.k.log.Warn("a terminal's page", "err", err)
@@ -241,6 +280,7 @@ func newHome(hs *Homes, key homeKey, d *Desc) *home {
 		h.written = h.received
 	}
 	h.page = p
+	delete(hs.old, p.path)
 	return h
 }
 

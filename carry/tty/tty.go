@@ -86,6 +86,7 @@ func New(cfg Config) (*Kind, error) {
 	k.Homes = &Homes{k: k, homes: map[homeKey]*home{}, presses: map[press]*keypress{}}
 	k.Guests = &Guests{k: k, lines: map[lineKey]*Line{}, elsewhere: map[lineKey]bool{}, made: make(chan struct{})}
 	k.Guests.resume()
+	k.Homes.resume()
 	cfg.Accept(Service, k.Guests.accept)
 	return k, nil
 }

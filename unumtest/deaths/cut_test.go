@@ -149,3 +149,31 @@ func TestPacketsAreLostAtTerminal(t *testing.T) {
 		})
 	}
 }
+
+// Two nodes do not reach each other, and a third one reaches both: nobody is
+// lost, and what they have together waits.
+func TestTwoNodesAreApart(t *testing.T) {
+	c := start(t, 3)
+	apart := func(yes bool) {
+		for _, i := range []int{1, 2} {
+			if err := c.SetApart(i, yes); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	n := 4 << 20
+	j := c.run(`UNUM_NODE=n2 bash -c '`+strings.ReplaceAll(source, "'", `'\''`)+` | (sleep 1; UNUM_NODE=n3 cat) | md5sum; UNUM_NODE=n3 sh -c "exit 5"; echo $?'; echo $?`, fmt.Sprintf("N=%d", n))
+	c.await("the shell on n2", 1, func() []int { return c.find(1, "sleep") })
+	apart(true)
+	// n2 suspects n3, and asks for it to be declared lost, in half a second.
+	select {
+	case <-j.done:
+		t.Errorf("it did not wait: %q", j.out.String())
+	case <-time.After(4 * time.Second):
+	}
+	if c.down("n2") || c.down("n3") {
+		t.Error("a node that n1 reaches is declared lost")
+	}
+	apart(false)
+	j.want(patience, 0, sum(n)+"\n5\n0")
+}
