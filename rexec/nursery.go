@@ -190,9 +190,12 @@ func (g *Guests) orphan(n *nursery, via *body, t *sys.Task) *body {
 	return b
 }
 
-// place asks home for an orphan's deputy. One that gets none is nobody's.
+// place asks home for an orphan's deputy. One that gets none is nobody's. By way
+// of itself it is asked again, and has one, or gets none.
 func (g *Guests) place(b, via *body) {
-	<-via.ready
+	if via != b {
+		<-via.ready
+	}
 	peer, err := g.cfg.Peer(b.place.Home)
 	if err == nil {
 		_, err = unum.Call[struct{}](context.Background(), peer, "rexec.adopt", &adoptReq{
