@@ -355,6 +355,11 @@ func (h *Homes) gather(c *caller) (*Spec, error) {
 	if root != "/" {
 		return nil, fmt.Errorf("its root is %s: %w", root, unum.ErrStaysHome)
 	}
+	if bound, err := h.bound(c.n.Tid); err != nil {
+		return nil, err
+	} else if bound {
+		return nil, fmt.Errorf("it is bound to processors of this node: %w", unum.ErrStaysHome)
+	}
 	if kids, err := children(t.Tgid); err != nil {
 		return nil, err
 	} else if kids {
@@ -405,6 +410,19 @@ func (h *Homes) gather(c *caller) (*Spec, error) {
 	}
 	s.Persona, _ = strconv.ParseUint(strings.TrimSpace(string(b)), 16, 64)
 	return s, nil
+}
+
+// bound says whether a thread may use other processors than the world may: the
+// numbers mean something here only.
+func (h *Homes) bound(tid int) (bool, error) {
+	var its, all unix.CPUSet
+	if err := unix.SchedGetaffinity(tid, &its); err != nil {
+		return false, err
+	}
+	if err := unix.SchedGetaffinity(h.cfg.Root.HostPid, &all); err != nil {
+		return false, err
+	}
+	return its != all, nil
 }
 
 func ownPlace(p string) bool {
