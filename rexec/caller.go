@@ -360,7 +360,7 @@ func (h *Homes) gather(c *caller) (*Spec, error) {
 	} else if bound {
 		return nil, fmt.Errorf("it is bound to processors of this node: %w", unum.ErrStaysHome)
 	}
-	if kids, err := children(t.Tgid); err != nil {
+	if kids, err := children(t); err != nil {
 		return nil, err
 	} else if kids {
 		return nil, fmt.Errorf("it has children here: %w", unum.ErrStaysHome)
@@ -435,11 +435,14 @@ func ownPlace(p string) bool {
 }
 
 // children says whether a process has any.
-func children(pid int) (bool, error) {
-	dir := "/proc/" + strconv.Itoa(pid) + "/task/"
-	tids, err := sys.ReadDirNames(dir)
-	if err != nil {
-		return false, err
+func children(t *sys.Task) (bool, error) {
+	dir := "/proc/" + strconv.Itoa(t.Tgid) + "/task/"
+	tids := []string{strconv.Itoa(t.Tgid)}
+	if t.Threads != 1 {
+		var err error
+		if tids, err = sys.ReadDirNames(dir); err != nil {
+			return false, err
+		}
 	}
 	for _, tid := range tids {
 		b, err := sys.ReadProc(dir + tid + "/children")

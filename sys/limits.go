@@ -28,23 +28,22 @@ func ReadLimits(pid int) (out [16]unix.Rlimit, err error) {
 	}
 	found := 0
 	for line := range bytes.Lines(b) {
-		for i, name := range limitNames {
-			rest, ok := bytes.CutPrefix(line, []byte(name+" "))
-			if !ok {
-				continue
-			}
-			f := bytes.Fields(rest)
-			if len(f) < 2 {
-				return out, fmt.Errorf("limits of %d: %q", pid, line)
-			}
-			soft, err1 := limitValue(f[0])
-			hard, err2 := limitValue(f[1])
-			if err := errors.Join(err1, err2); err != nil {
-				return out, fmt.Errorf("limits of %d: %q: %w", pid, line, err)
-			}
-			out[i] = unix.Rlimit{Cur: soft, Max: hard}
-			found++
+		if found == len(out) {
+			break
 		}
+		rest, ok := bytes.CutPrefix(line, []byte(limitNames[found]))
+		if !ok {
+			continue // the heading
+		}
+		soft, rest, _ := bytes.Cut(bytes.TrimLeft(rest, " "), []byte(" "))
+		hard, _, _ := bytes.Cut(bytes.TrimLeft(rest, " "), []byte(" "))
+		var err1, err2 error
+		out[found].Cur, err1 = limitValue(soft)
+		out[found].Max, err2 = limitValue(hard)
+		if err := errors.Join(err1, err2); err != nil {
+			return out, fmt.Errorf("limits of %d: %q: %w", pid, line, err)
+		}
+		found++
 	}
 	if found != len(out) {
 		return out, fmt.Errorf("limits of %d: %d of %d are told", pid, found, len(out))
