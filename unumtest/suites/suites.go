@@ -1,5 +1,5 @@
-// Package suites runs what others wrote to test shells and make: their own
-// suites, unmodified, natively as the control and then in a play, every exec
+// Package suites runs what others wrote to test shells, make and the tools that
+// scripts are made of: their own suites, unmodified, natively as the control and then in a play, every exec
 // on another node than its caller's. A test that passes natively passes in the
 // play. To add a suite is to add an entry to the table.
 //
@@ -29,6 +29,13 @@ type suite struct {
 }
 
 const scriptFromPipe = "a pipe whose read end others hold looks like a regular file, and mksh seeks in it"
+
+const otherDevice = "a file whose description others hold is one of another device than its name"
+
+// automake runs the tests of a folder, and tells them by the files in which
+// automake's driver leaves their results.
+const automake = `make -k -j2 -C tests check >/dev/null 2>&1
+for f in $(find tests -name '*.trs'); do echo $f $(sed -n 's/:global-test-result: //p' $f); done`
 
 var all = []suite{
 	{
@@ -69,6 +76,31 @@ for x in ash-*/*.tests; do
 	[ -x $x ] && [ -e ${x%.tests}.right ] || continue
 	(cd ${x%/*} && timeout --foreground -k 2 60 $THIS_SH ./${x##*/} 2>&1) | grep -va '^ash: using fallback suid' | diff -q - ${x%.tests}.right >/dev/null
 	echo $x $?
+done`,
+	},
+	{
+		name: "grep", pkg: "grep", needs: []string{"perl"},
+		build: `./configure -q CFLAGS=-O1 && make -s -j4 MAKEINFO=true`,
+		tests: automake,
+	},
+	{
+		name: "diffutils", pkg: "diffutils", needs: []string{"perl"},
+		build: `./configure -q CFLAGS=-O1 && make -s -j4 MAKEINFO=true`,
+		tests: automake,
+	},
+	{
+		name: "findutils", pkg: "findutils", needs: []string{"perl"},
+		build: `./configure -q CFLAGS=-O1 && make -s -j4 MAKEINFO=true`,
+		tests: automake,
+		known: map[string]string{"tests/find/files0-from.trs": otherDevice},
+	},
+	{
+		// Debian's source is without the manual.
+		name: "gawk", pkg: "gawk",
+		build: `./configure -q CFLAGS=-O1 && { make -k -s -j4 || true; } && test -x gawk`,
+		tests: `cd test && make -k check >$out/log 2>&1
+for n in $(grep -x '[A-Za-z0-9_-]*' $out/log | sort -u); do
+	[ -e _$n ] && echo $n FAIL || echo $n PASS
 done`,
 	},
 }
