@@ -57,6 +57,9 @@ type Placements interface {
 	// Origin says of a pipe of this node, by its inode, which placement has it
 	// carried here, and under which numbers its deputy holds the original.
 	Origin(ino uint64) (o Origin, ok bool)
+	// Continued is told of a SIGCONT that was sent to a deputy of this node. One
+	// that was about to stop may have swept it away, and is then sent it again.
+	Continued(pid unum.Pid, info *sys.Siginfo)
 	// DeputyFile duplicates a descriptor of a deputy of this node.
 	DeputyFile(pid unum.Pid, op uint64, num int) (*os.File, error)
 	// PlacedGroup says whether a member of a process group is placed elsewhere.

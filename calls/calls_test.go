@@ -55,6 +55,7 @@ func TestPlainGroup(t *testing.T) {
 		{group{n, n}, unix.SIGSTOP, true},
 		{group{n, a}, unix.SIGTERM, true},
 		{group{n, a}, unix.SIGSTOP, false},
+		{group{n, a}, unix.SIGCONT, false},
 		{group{n, b}, unix.SIGTERM, false},
 		{group{n, s}, unix.SIGKILL, false},
 	} {

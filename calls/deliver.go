@@ -155,6 +155,9 @@ func (d *delivery) give(ctx context.Context, to []member) error {
 			if i < len(res.Rets) {
 				d.mend(&m, res.Rets[i])
 			}
+			if m.role == away && d.sig == unix.SIGCONT {
+				d.c.cfg.Placed.Continued(m.task.Pid, deputy.MarkGroup(info, d.req.ID))
+			}
 		}
 	}
 	return nil

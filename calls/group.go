@@ -100,7 +100,7 @@ func (c *Calls) members(pgid unum.Pid) (group, error) {
 // plain says that the kernel's own kill reaches exactly who is meant.
 func (g group) plain(sig unix.Signal) bool {
 	for _, m := range g {
-		if m.role == body || m.role == stub || m.role == away && sig == unix.SIGSTOP {
+		if m.role == body || m.role == stub || m.role == away && (sig == unix.SIGSTOP || sig == unix.SIGCONT) {
 			return false
 		}
 	}

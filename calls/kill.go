@@ -40,8 +40,9 @@ func (c *Calls) kill(n *seccomp.Notif) {
 		return
 	}
 	_, away := c.cfg.Placed.Where(pid)
-	if away && sig == unix.SIGSTOP {
-		// It cannot be blocked, so a deputy cannot hand it on.
+	if away && (sig == unix.SIGSTOP || sig == unix.SIGCONT) {
+		// The first cannot be blocked, so a deputy cannot hand it on; the second
+		// is lost if a deputy is about to stop.
 		c.go_(func(ctx context.Context) { c.killDeputy(ctx, n, pid, sig) })
 		return
 	}
@@ -117,8 +118,8 @@ func (c *Calls) killFar(ctx context.Context, n *seccomp.Notif, req *killReq) {
 	n.Return(0)
 }
 
-// killDeputy sends a signal to the body of a deputy of this node, past the
-// deputy.
+// killDeputy sends a SIGSTOP to the body of a deputy of this node, past the
+// deputy, or a SIGCONT to the deputy.
 func (c *Calls) killDeputy(ctx context.Context, n *seccomp.Notif, pid unum.Pid, sig unix.Signal) {
 	t, nested, err := c.caller(n)
 	if err != nil || nested {
@@ -140,7 +141,11 @@ func (c *Calls) killDeputy(ctx context.Context, n *seccomp.Notif, pid unum.Pid, 
 		n.Errno(unix.EPERM)
 		return
 	}
-	err = c.cfg.Placed.SignalBody(ctx, pid, sig, queued(sig, &s))
+	if sig == unix.SIGCONT {
+		err = c.send(ctx, target, sig, queued(sig, &s))
+	} else {
+		err = c.cfg.Placed.SignalBody(ctx, pid, sig, queued(sig, &s))
+	}
 	switch {
 	case errors.Is(err, unum.ErrNoProcess):
 		// It ends; it cannot be stopped any more.
@@ -213,10 +218,14 @@ func (c *Calls) send(ctx context.Context, t *sys.Task, sig unix.Signal, info *sy
 	if err != nil {
 		return err
 	}
-	if ret := res.Rets[at]; ret < 0 && unix.Errno(-ret) != unix.EAGAIN {
+	switch ret := res.Rets[at]; {
+	case ret < 0 && unix.Errno(-ret) != unix.EAGAIN:
 		return unix.Errno(-ret)
-	} else if ret == 0 {
-		return nil
+	case ret < 0:
+		err = bare(t, sig)
 	}
-	return bare(t, sig)
+	if sig == unix.SIGCONT && err == nil {
+		c.cfg.Placed.Continued(t.Pid, info)
+	}
+	return err
 }

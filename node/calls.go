@@ -124,6 +124,8 @@ func (p placements) SignalBody(ctx context.Context, pid unum.Pid, sig unix.Signa
 	return p.d.rexec.SignalBody(ctx, pid, sig, info)
 }
 
+func (p placements) Continued(pid unum.Pid, info *sys.Siginfo) { p.d.rexec.Continued(pid, info) }
+
 func (p placements) InDeputy(ctx context.Context, pid unum.Pid, prog *deputy.Program) (*deputy.Result, error) {
 	return p.d.rexec.InDeputy(ctx, pid, prog)
 }

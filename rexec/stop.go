@@ -23,7 +23,9 @@ import (
 // believed as it stands: home asks the guest whether the body stands still,
 // while no signal is on its way to it (placed.order). If it runs, the news is
 // old. What a SIGCONT finds not yet begun is passed over (turns), and a stop
-// that has begun looks for one that is pending, which it would sweep away.
+// that has begun looks for one that is pending, which it would sweep away. What
+// comes after that look and is swept away was sent by this daemon, since kill is
+// trapped for it, and is sent again (Continued).
 
 // haltedReq asks whether a body stands stopped.
 type haltedReq struct {
@@ -154,6 +156,28 @@ func (h *Homes) resume(p *placed) {
 	// A stop that was just beginning sweeps it away.
 	h.wg.Go(func() {
 		p.watchStop(turn, func() { p.stub.Signal(unix.SIGCONT, echo) })
+	})
+}
+
+// Continued is told of a SIGCONT that was sent to a deputy. If that came between
+// the calls of a stop that was beginning, the stop has swept it away: then it is
+// sent again when the deputy stands stopped. One that the kernel sends, to a
+// group that is orphaned, is not known here.
+func (h *Homes) Continued(pid unum.Pid, info *sys.Siginfo) {
+	h.mu.Lock()
+	p := h.placed[pid]
+	h.mu.Unlock()
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.inStop || p.stub == nil {
+		return
+	}
+	turn := p.turns // counts on when the signal has reached the deputy
+	h.wg.Go(func() {
+		p.watchStop(turn, func() { p.stub.Signal(unix.SIGCONT, info) })
 	})
 }
 

@@ -179,14 +179,15 @@ func (b *blocks) local(n, a string) {
 }
 
 // signal: kill to a group, to everybody, to another node, or a SIGSTOP, which
-// a deputy cannot see.
+// a deputy cannot see, or a SIGCONT, which it may sweep away unseen.
 func (b *blocks) signal(pidArg, sigArg uint32) {
 	n, a := b.fresh("notify"), b.fresh("allow")
 	b.p.ld(argLo(pidArg))
 	b.p.jeq(0, n, "")
 	b.local(n, a)
 	b.p.ld(argLo(sigArg))
-	b.p.jeq(uint32(unix.SIGSTOP), n, a)
+	b.p.jeq(uint32(unix.SIGSTOP), n, "")
+	b.p.jeq(uint32(unix.SIGCONT), n, a)
 	b.notifyOrAllow(n, a)
 }
 

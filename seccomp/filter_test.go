@@ -95,6 +95,7 @@ func TestFilter(t *testing.T) {
 		{"kill an own group", retNotify, unix.SYS_KILL, []uint64{minus(own), 15}},
 		{"kill all", retNotify, unix.SYS_KILL, []uint64{minus(1), 15}},
 		{"stop own", retNotify, unix.SYS_KILL, []uint64{own, uint64(unix.SIGSTOP)}},
+		{"continue own", retNotify, unix.SYS_KILL, []uint64{own, uint64(unix.SIGCONT)}},
 		{"stop pid 1", retAllow, unix.SYS_KILL, []uint64{1, uint64(unix.SIGSTOP)}},
 
 		{"tgkill own thread", retAllow, unix.SYS_TGKILL, []uint64{own, own, 10}},
