@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -115,6 +116,13 @@ type difference struct {
 // check runs a case in all its modes and returns what differed.
 func check(t *testing.T, c *Case) (differ []difference) {
 	for _, p := range c.Needs {
+		if p == "cores" {
+			var l syscall.Rlimit
+			if err := syscall.Getrlimit(syscall.RLIMIT_CORE, &l); err != nil || l.Max == 0 {
+				t.Skip("the case needs cores, which are forbidden here (ulimit -Hc is 0)")
+			}
+			continue
+		}
 		if _, err := exec.LookPath(p); err != nil && !exists(runner.Base+"/bin/"+p) {
 			t.Skipf("the case needs %s, which is not installed", p)
 		}

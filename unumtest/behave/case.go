@@ -114,7 +114,8 @@ func Load() ([]*Case, error) {
 //	--- status exit 3
 //
 // Keys: sh=bash,dash makes one case for each; out=file; stderr=any; user=NAME;
-// edit=yes; timeout=30s; stays="reason"; unseen="reason"; not-MODE="reason"; needs=prog,prog;
+// edit=yes; timeout=30s; stays="reason"; unseen="reason"; not-MODE="reason"; needs=prog,prog
+// ("cores" is no program, but leave to dump them);
 // norm=/regexp/text/ (as often as wanted, "pid" is short for every number of
 // two to seven digits). Sections: stdout, stderr, status, tty.
 func Parse(name string, b []byte) ([]*Case, error) {

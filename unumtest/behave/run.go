@@ -65,7 +65,8 @@ func (r *Runner) Run(ctx context.Context, c *Case, m Mode) *Result {
 	if err := os.WriteFile(script, []byte(c.prologue(m)+c.Script), 0o755); err != nil {
 		return fault(err)
 	}
-	attr := &syscall.SysProcAttr{Setsid: true}
+	// Root alone, as after a login; sudo leaves it in a group of its own.
+	attr := &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{}}
 	env := r.env(c, m, dir, script)
 	if c.User != "" {
 		cred, err := credential(c.User)
