@@ -403,7 +403,9 @@ func TestSetsid(t *testing.T) {
 func TestTwoJobs(t *testing.T) {
 	both(t, func(t *testing.T, s *shell) {
 		for _, j := range []string{"a", "b"} {
-			cmd := "placed sh -c 'echo up; while [ ! -e go ]; do sleep 0.05; done; echo fin" + j + "'\n"
+			// bash, since dash uses vfork: a child that is stopped before its exec
+			// keeps its parent from stopping.
+			cmd := "placed bash -c 'echo up; while [ ! -e go ]; do sleep 0.05; done; echo fin" + j + "'\n"
 			s.send(cmd)
 			s.expect(cmd[:len(cmd)-1] + "\r\nup\r\n")
 			s.stop("$ ")
