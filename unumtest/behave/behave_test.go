@@ -298,8 +298,8 @@ func (cl *cluster) get() (*Client, *unumtest.Play, error) {
 	case <-c.Ready:
 	case <-c.Gone:
 		err = fmt.Errorf("the driver ended at once: %s", p.Stderr())
-	case <-time.After(20 * time.Second):
-		err = fmt.Errorf("the driver is not ready after 20 s: %s", p.Stderr())
+	case <-time.After(time.Minute):
+		err = fmt.Errorf("the driver is not ready after a minute: %s", p.Stderr())
 	}
 	if err != nil {
 		p.Kill()
