@@ -62,9 +62,14 @@ func startIn(t *testing.T, base, script string, args ...string) *world {
 	if err := os.WriteFile(f, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	// What is killed leaves its temporary files there.
+	tmp := filepath.Join(base, "tmp")
+	if err := os.MkdirAll(tmp, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	p, err := Start(Options{
 		Args: args, Dir: filepath.Join(base, "w"), Command: []string{"/bin/bash", f},
-		Env: []string{"B=" + base + "/bin", "PATH=" + base + "/bin:" + os.Getenv("PATH"), "UNUM_NODE=here", "LC_ALL=C"},
+		Env: []string{"B=" + base + "/bin", "PATH=" + base + "/bin:" + os.Getenv("PATH"), "UNUM_NODE=here", "LC_ALL=C", "TMPDIR=" + tmp},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -155,7 +155,7 @@ func (c *cluster) run(script string, env ...string) *job {
 	c.t.Helper()
 	j := &job{c: c, done: make(chan struct{}), script: script}
 	j.cmd = c.unum(context.Background(), "run", "-n", "here", "bash", "-c", script)
-	j.cmd.Env = append(os.Environ(), append([]string{"D=" + c.dir}, env...)...)
+	j.cmd.Env = append(os.Environ(), append([]string{"D=" + c.dir, "TMPDIR=" + c.dir}, env...)...)
 	j.cmd.Stdout, j.cmd.Stderr = &j.out, &j.err
 	if err := j.cmd.Start(); err != nil {
 		c.t.Fatal(err)
