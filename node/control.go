@@ -87,10 +87,11 @@ func (b backend) Start(ctx context.Context, c ctl.Caller, cmd *ctl.Command) (unu
 		Files: cmd.Files, TTY: cmd.TTY, Limits: map[int]unix.Rlimit{},
 	}
 	for _, f := range cmd.Files {
-		if f != nil {
-			b.d.outside.add(f)
+		if id, ok := lent(f); ok {
+			rc.Lent = append(rc.Lent, id)
 		}
 	}
+	b.d.outside.add(rc.Lent)
 	for _, l := range cmd.Rlimits {
 		rc.Limits[l.Resource] = unix.Rlimit{Cur: l.Soft, Max: l.Max}
 	}

@@ -122,6 +122,7 @@ func (d *Daemon) startPlacement(ctx context.Context) error {
 	if err := d.rexec.Recover(ctx); err != nil {
 		return err
 	}
+	d.outside.add(d.rexec.Runs.Lent())
 	d.carrier.files.Resumed()
 	d.rexec.Register(d.wire.Handle)
 	cs.Register(d.wire.Handle)

@@ -53,7 +53,11 @@ type runRecord struct {
 	Uid  uint32
 	Host int
 	End  eventReq // Kind 0 while it runs
+	Lent []FileID
 }
+
+// FileID is a file, by device and inode.
+type FileID struct{ Dev, Ino uint64 }
 
 const birthKey = "birth"
 
@@ -79,6 +83,7 @@ type Command struct {
 	NoNewPrivs bool
 	CapBnd     uint64
 	Files      [3]*os.File
+	Lent       []FileID // those of Files that the client goes on to hold
 	TTY        bool
 }
 
@@ -131,7 +136,7 @@ func (r *Runs) Start(ctx context.Context, c *Command) (unum.Pid, error) {
 		return 0, err
 	}
 	// Known before it can run, so that a successor looks for it.
-	rec := &runRecord{ID: c.ID, Uid: c.Uid}
+	rec := &runRecord{ID: c.ID, Uid: c.Uid, Lent: c.Lent}
 	if err := r.begin(rec); err != nil {
 		return 0, err
 	}
@@ -271,6 +276,16 @@ func (r *Runs) Owner(pid unum.Pid) (uid uint32, err error) {
 		return 0, unum.ErrNoProcess
 	}
 	return x.Uid, nil
+}
+
+// Lent lists the files that clients have lent to processes that are known.
+func (r *Runs) Lent() (out []FileID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, x := range r.runs {
+		out = append(out, x.Lent...)
+	}
+	return out
 }
 
 // HostPid returns the process's number in the daemon's PID namespace, unless

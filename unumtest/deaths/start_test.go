@@ -132,3 +132,34 @@ func TestRunOverDaemonDeath(t *testing.T) {
 		c.awaitBack()
 	}
 }
+
+// What a client lends to its command it goes on to hold, also under the next
+// daemon: the command's output moves the client's position.
+func TestLentFileAfterDeath(t *testing.T) {
+	c := start(t, 2)
+	gate := c.gate("go")
+	f, err := os.Create(filepath.Join(c.dir, "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	// The shell becomes what is placed, so that nobody else in the world holds it.
+	cmd := c.unum(t.Context(), "run", "-n", "here", "sh", "-c", "read line < "+gate+"; UNUM_NODE=n2 exec sh -c 'cat /run/unum/node'")
+	cmd.Stdout = f
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pass := c.arrived(gate)
+	if !c.killService(0, "daemon") {
+		t.Fatal("no daemon to kill")
+	}
+	c.awaitBack()
+	pass()
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	f.WriteString("end\n")
+	if b, _ := os.ReadFile(f.Name()); string(b) != "n2\nend\n" {
+		t.Errorf("%q", b)
+	}
+}
