@@ -88,6 +88,12 @@ func TestRunOverDaemonDeath(t *testing.T) {
 		done := make(chan struct{})
 		time.AfterFunc(rand.N(60*time.Millisecond), func() {
 			defer close(done)
+			for end := time.Now().Add(10 * time.Second); i%2 == 0 && time.Now().Before(end); {
+				if _, err := os.Stat(ran); err == nil {
+					break // it runs, and its client may not know yet
+				}
+				time.Sleep(50 * time.Microsecond)
+			}
 			for n := 0; !c.killService(0, "daemon") && n < 1000; n++ {
 				time.Sleep(5 * time.Millisecond)
 			}
