@@ -14,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"unum"
 	"unum/sys"
 	"unum/unumtest"
 )
@@ -125,13 +128,17 @@ func losePackets(c *cluster, rnd *rand.Rand) string {
 	return "packets"
 }
 
-// killAgent kills the agent of a session on a node.
+// killAgent kills the agent of another node's session. What is younger than a
+// second may be about to become a program.
 func killAgent(c *cluster, rnd *rand.Rand) string {
 	i := rnd.IntN(len(c.Nodes()))
+	var up unix.Sysinfo_t
+	unix.Sysinfo(&up)
 	var agents []int
 	for _, p := range c.node(i).Pids() {
 		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", p))
-		if t, err := sys.ReadTask(p); err == nil && t.Pid == t.Sid && t.Pid > 1 && strings.HasPrefix(exe, "/memfd:unum-world") {
+		if t, err := sys.ReadTask(p); err == nil && t.Pid == t.Sid && t.Pid > 1 && !unum.RangeOf(unum.NodeIndex(i)).Contains(t.Pid) &&
+			t.Start/100+2 < uint64(up.Uptime) && strings.HasPrefix(exe, "/memfd:unum-world") {
 			agents = append(agents, p)
 		}
 	}
