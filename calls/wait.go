@@ -101,8 +101,13 @@ func (c *Calls) wait(n *seccomp.Notif) {
 		return
 	}
 	c.go_(func(context.Context) {
-		defer c.accounts.release(tgid)
-		c.finish(n, func(ret int64) { c.patchWait(n, tgid, ret) })
+		// Before the caller goes on: it may ask for the sum at once.
+		release := sync.OnceFunc(func() { c.accounts.release(tgid) })
+		defer release()
+		c.finish(n, func(ret int64) {
+			c.patchWait(n, tgid, ret)
+			release()
+		})
 	})
 }
 
