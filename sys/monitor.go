@@ -16,7 +16,7 @@ const (
 	defaultSlack = 50 * time.Microsecond
 
 	// monitorSlack is how late the monitor may wake.
-	monitorSlack = 10 * time.Millisecond
+	monitorSlack = 2 * time.Millisecond
 
 	// processors is how many goroutines may run or sit in a system call before
 	// one has to wait for the monitor to take a processor from another.

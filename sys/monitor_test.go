@@ -28,7 +28,7 @@ func TestCalmMonitor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := slackOf(t, monitor); s != "10000000" {
+	if s := slackOf(t, monitor); s != "2000000" {
 		t.Errorf("the monitor's slack is %s", s)
 	}
 	runtime.LockOSThread() // and so it ends with the test
@@ -40,7 +40,7 @@ func TestCalmMonitor(t *testing.T) {
 	if s := slackOf(t, self); s != "50000" {
 		t.Errorf("a thread's slack is %s", s)
 	}
-	if s := slackOf(t, monitor); s != "10000000" {
+	if s := slackOf(t, monitor); s != "2000000" {
 		t.Errorf("the monitor's slack is %s", s)
 	}
 	if !known[self] || !known[monitor] {
