@@ -2,6 +2,7 @@ package unum
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 )
 
@@ -21,6 +22,10 @@ var (
 	ErrNoMethod   = errors.New("peer does not know this call")
 	ErrNoFeature  = errors.New("kernel feature is missing")
 )
+
+// ErrUnanswered is an ErrNodeLost that leaves it open whether the peer has heard
+// a call, and done what it asks for.
+var ErrUnanswered = fmt.Errorf("%w before it answered", ErrNodeLost)
 
 // Sentinels lists every sentinel that may cross the wire, under the name it
 // crosses by.

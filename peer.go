@@ -12,7 +12,7 @@ type Peer interface {
 	// Call sends a request and waits for its answer. A call outlives a broken
 	// connection and a restart of either side's connection: it is sent again
 	// under the same id until it is answered, ctx ends, or the peer is declared
-	// lost (ErrNodeLost). So a handler runs at least once, and once only within
+	// lost (ErrNodeLost; ErrUnanswered if it may have been heard). So a handler runs at least once, and once only within
 	// one incarnation of the peer's daemon; what must not be done twice across
 	// a restart carries an operation id of its own.
 	// An error of the handler arrives as an error of the same sentinel.

@@ -92,6 +92,15 @@ func Reap(tid int) {
 	unix.Wait4(tid, nil, unix.WALL|unix.WNOHANG, nil)
 }
 
+// ReapKilled is Reap for a caller that was sent SIGKILL; it waits for the end.
+func ReapKilled(tid int) {
+	for {
+		if _, err := unix.Wait4(tid, nil, unix.WALL, nil); err != unix.EINTR {
+			return
+		}
+	}
+}
+
 // ErrNotStopped says that the caller was gone or could not be stopped; its call
 // was not answered, or issued again.
 var ErrNotStopped = errors.New("the caller could not be stopped")

@@ -58,6 +58,25 @@ func (h *Homes) reap(c *caller, over <-chan struct{}) {
 	}
 }
 
+// perish kills a caller, as a deputy is whose body was on a node that is lost.
+func (h *Homes) perish(c *caller, why string) {
+	h.cfg.Failed(c.task.Pid)
+	h.whys.set(c.task.Pid, why)
+	h.log.Warn("a caller is killed", "pid", c.task.Pid, "path", c.path, "why", why)
+	defer c.n.Errno(unix.EINTR) // nobody hears it
+	fd, err := sys.PidfdOpen(c.task.Tgid)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	if !c.n.Valid() {
+		return
+	}
+	if err := sys.PidfdSendSignal(fd, unix.SIGKILL, nil); err == nil && c.held {
+		h.tracer.Do(func() error { ptrace.ReapKilled(c.n.Tid); return nil })
+	}
+}
+
 // release answers a caller that is not converted: its exec fails with e, or is
 // made here if that is 0. One that is held issues it again, and it is let
 // through: what an exec waits for must not keep the tracer.

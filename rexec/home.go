@@ -173,6 +173,11 @@ func (h *Homes) ask(ctx context.Context, c *caller, p *placed) {
 	defer stop()
 	res, err := unum.Call[startRes](ctx, p.peer, "rexec.start", p.req)
 	switch {
+	case errors.Is(err, unum.ErrUnanswered):
+		// Its body may have run, and done something: it must not do that twice.
+		h.abandon(p)
+		h.perish(c, fmt.Sprintf("killed: %s was lost while it was started there", p.place.Guest))
+		return
 	case err != nil:
 		h.abandon(p)
 		h.stay(c, err)

@@ -11,6 +11,7 @@
 //	                                    fork, descriptors, exec
 //	            ◀─────────────────── ok or errno         the caller's exec fails
 //	                                                     by that errno
+//	the guest is lost before that                        the caller dies by SIGKILL
 //	convert the caller                                   the body is killed; the
 //	                                                     caller execs here
 //	the deputy forwards signals ──▶     the body

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"sync"
+
+	"unum"
 )
 
 // call is one question under way. The one who takes it out of pending
@@ -15,6 +17,7 @@ type call struct {
 	status byte
 	res    []byte
 	err    error
+	sent   bool          // on some connection: it may have been heard
 	done   chan struct{} // capacity 1
 }
 
@@ -39,6 +42,7 @@ func (r *remote) Call(ctx context.Context, method string, req []byte) ([]byte, e
 	c.id, c.method, c.req = r.next, method, req
 	r.pending[c.id] = c
 	ctl := r.ctl
+	c.sent = ctl != nil
 	if ctl == nil && !r.want {
 		r.want = true
 		r.nudge()
@@ -148,6 +152,9 @@ func (r *remote) failPending(err error) []*call {
 	var out []*call
 	for id, c := range r.pending {
 		c.err = err
+		if c.sent && err == unum.ErrNodeLost {
+			c.err = unum.ErrUnanswered
+		}
 		out = append(out, c)
 		delete(r.pending, id)
 	}

@@ -207,6 +207,7 @@ func (r *remote) install(c *conn) bool {
 	c.buf = appendFrame(c.buf, frameSync, r.next+1, ids)
 	for id, p := range r.pending {
 		var n int
+		p.sent = true
 		c.buf, n = appendCall(c.buf, id, p.method, p.req)
 		for rest := p.req[n:]; len(rest) > 0; rest = rest[n:] {
 			n = min(len(rest), partSize)

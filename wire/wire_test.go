@@ -383,14 +383,14 @@ func TestLost(t *testing.T) {
 	<-running
 	<-running
 	a.Lost("b", 3)
-	if err := <-errs; !errors.Is(err, unum.ErrNodeLost) {
+	if err := <-errs; !errors.Is(err, unum.ErrNodeLost) || !errors.Is(err, unum.ErrUnanswered) {
 		t.Errorf("running call: %v", err)
 	}
 	if _, err := ch.Recv(ctx); !errors.Is(err, unum.ErrLinkLost) || !errors.Is(err, unum.ErrNodeLost) {
 		t.Errorf("channel: %v", err)
 	}
 	<-cancelled // what b had asked of a
-	if _, err := a.Peer("b").Call(ctx, "echo", nil); !errors.Is(err, unum.ErrNodeLost) {
+	if _, err := a.Peer("b").Call(ctx, "echo", nil); !errors.Is(err, unum.ErrNodeLost) || errors.Is(err, unum.ErrUnanswered) {
 		t.Errorf("new call: %v", err)
 	}
 	if _, err := a.Peer("b").Open(ctx, "sink", nil); !errors.Is(err, unum.ErrNodeLost) {

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"unum/sys"
 )
 
 // ticker is a placed program that writes down when it ran last.
@@ -78,6 +80,28 @@ func TestBodyNodeEnds(t *testing.T) {
 	c.await("the body", 1, func() []int { return c.find(1, "perl") })
 	c.Kill(1)
 	if code := j.ended(6 * time.Second); code != 0 || !strings.HasPrefix(j.out.String(), "status 137") {
+		t.Fatalf("exit %d: %s", code, j.out.String())
+	}
+}
+
+// The node ends that was asked to begin a body and has not answered: nobody
+// knows what that has done, so it is not run again.
+func TestNodeEndsBeforeItAnswers(t *testing.T) {
+	c := start(t, 3)
+	if err := syscall.Kill(c.node(1).Daemon(), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	j := c.run(`UNUM_NODE=n2 sh -c 'echo ran >> $D/ran' & wait $!; echo status $?; ls $D`)
+	c.await("the caller", 1, func() (held []int) {
+		for _, p := range c.find(0, "bash") {
+			if t, err := sys.ReadStatus(p); err == nil && t.Tracer != 0 {
+				held = append(held, p)
+			}
+		}
+		return held
+	})
+	c.Kill(1)
+	if code := j.ended(10 * time.Second); code != 0 || j.out.String() != "status 137\n" {
 		t.Fatalf("exit %d: %s", code, j.out.String())
 	}
 }
