@@ -226,26 +226,44 @@ func (h *Homes) forget(p *placed) {
 	h.mu.Unlock()
 }
 
+// describe looks at the caller's descriptors and its controlling terminal, and
+// opens its pidfd (-1: it could not).
+func (h *Homes) describe(ctx context.Context, c *caller) (descs []*carry.Desc, term *tty.Desc, pidfd int, err error) {
+	if pidfd, err = sys.PidfdOpen(c.task.Tgid); err != nil {
+		return nil, nil, -1, err
+	}
+	proc := &carry.Proc{HostPid: c.task.Tgid, Pid: c.task.Pid, PidFD: pidfd, Uid: c.task.Uid[1]}
+	if descs, err = h.cfg.Carry.Describe(ctx, proc); err == nil && c.task.TTY != 0 {
+		term, err = h.cfg.Terminal.Homes.Describe(proc)
+	}
+	return descs, term, pidfd, err
+}
+
 // prepare gathers the caller and opens the home halves of its descriptors.
 func (h *Homes) prepare(ctx context.Context, c *caller) (*placed, error) {
-	spec, err := h.gather(c)
+	// The process and its descriptors are looked at side by side: both take
+	// many calls, and the caller waits.
+	type gathered struct {
+		spec *Spec
+		err  error
+	}
+	got := make(chan gathered, 1)
+	go func() {
+		spec, err := h.gather(c)
+		got <- gathered{spec, err}
+	}()
+	descs, term, pidfd, err := h.describe(ctx, c)
+	g := <-got
+	if pidfd >= 0 {
+		defer unix.Close(pidfd)
+	}
+	if g.err != nil {
+		err = g.err
+	}
 	if err != nil {
 		return nil, err
 	}
-	pidfd, err := sys.PidfdOpen(c.task.Tgid)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(pidfd)
-	proc := &carry.Proc{HostPid: c.task.Tgid, Pid: c.task.Pid, PidFD: pidfd, Uid: c.task.Uid[1]}
-	descs, err := h.cfg.Carry.Describe(ctx, proc)
-	if err != nil {
-		return nil, err
-	}
-	term, err := h.cfg.Terminal.Homes.Describe(proc)
-	if err != nil {
-		return nil, err
-	}
+	spec := g.spec
 	if !c.n.Valid() {
 		return nil, unix.ESRCH
 	}

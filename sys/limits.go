@@ -19,9 +19,18 @@ var limitNames = [16]string{
 }
 
 // ReadLimits reads all limits of a process, soft and hard, in the kernel's
-// order. It works for any process that can be seen: prlimit(2) refuses those of
-// other users without CAP_SYS_RESOURCE.
+// order. It works for any process that can be seen: prlimit(2), which is quicker
+// than text, refuses those of other users without CAP_SYS_RESOURCE.
 func ReadLimits(pid int) (out [16]unix.Rlimit, err error) {
+	for i := range out {
+		if err = unix.Prlimit(pid, i, nil, &out[i]); err != nil {
+			return readLimits(pid)
+		}
+	}
+	return out, nil
+}
+
+func readLimits(pid int) (out [16]unix.Rlimit, err error) {
 	b, err := ReadProc("/proc/" + strconv.Itoa(pid) + "/limits")
 	if err != nil {
 		return out, err

@@ -12,6 +12,10 @@ func TestReadLimits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	text, err := readLimits(os.Getpid())
+	if err != nil || text != got {
+		t.Errorf("%v from the text, %v; %v from prlimit", text, err, got)
+	}
 	for i := range got {
 		var want unix.Rlimit
 		if err := unix.Getrlimit(i, &want); err != nil {
