@@ -226,44 +226,44 @@ func (h *Homes) forget(p *placed) {
 	h.mu.Unlock()
 }
 
-// describe looks at the caller's descriptors and its controlling terminal, and
-// opens its pidfd (-1: it could not).
-func (h *Homes) describe(ctx context.Context, c *caller) (descs []*carry.Desc, term *tty.Desc, pidfd int, err error) {
-	if pidfd, err = sys.PidfdOpen(c.task.Tgid); err != nil {
-		return nil, nil, -1, err
+// described is a caller's descriptors and its controlling terminal.
+type described struct {
+	pidfd int // the caller's; -1 if it could not be opened
+	descs []*carry.Desc
+	term  *tty.Desc
+	err   error
+}
+
+func (h *Homes) describe(ctx context.Context, c *caller) *described {
+	d := &described{}
+	if d.pidfd, d.err = sys.PidfdOpen(c.task.Tgid); d.err != nil {
+		d.pidfd = -1
+		return d
 	}
-	proc := &carry.Proc{HostPid: c.task.Tgid, Pid: c.task.Pid, PidFD: pidfd, Uid: c.task.Uid[1]}
-	if descs, err = h.cfg.Carry.Describe(ctx, proc); err == nil && c.task.TTY != 0 {
-		term, err = h.cfg.Terminal.Homes.Describe(proc)
+	proc := &carry.Proc{HostPid: c.task.Tgid, Pid: c.task.Pid, PidFD: d.pidfd, Uid: c.task.Uid[1]}
+	if d.descs, d.err = h.cfg.Carry.Describe(ctx, proc); d.err == nil && c.task.TTY != 0 {
+		d.term, d.err = h.cfg.Terminal.Homes.Describe(proc)
 	}
-	return descs, term, pidfd, err
+	return d
 }
 
 // prepare gathers the caller and opens the home halves of its descriptors.
 func (h *Homes) prepare(ctx context.Context, c *caller) (*placed, error) {
 	// The process and its descriptors are looked at side by side: both take
 	// many calls, and the caller waits.
-	type gathered struct {
-		spec *Spec
-		err  error
+	looked := make(chan *described, 1)
+	go func() { looked <- h.describe(ctx, c) }()
+	spec, err := h.gather(c)
+	look := <-looked
+	if look.pidfd >= 0 {
+		defer unix.Close(look.pidfd)
 	}
-	got := make(chan gathered, 1)
-	go func() {
-		spec, err := h.gather(c)
-		got <- gathered{spec, err}
-	}()
-	descs, term, pidfd, err := h.describe(ctx, c)
-	g := <-got
-	if pidfd >= 0 {
-		defer unix.Close(pidfd)
-	}
-	if g.err != nil {
-		err = g.err
+	if err == nil {
+		err = look.err
 	}
 	if err != nil {
 		return nil, err
 	}
-	spec := g.spec
 	if !c.n.Valid() {
 		return nil, unix.ESRCH
 	}
@@ -277,28 +277,28 @@ func (h *Homes) prepare(ctx context.Context, c *caller) (*placed, error) {
 			Home: h.cfg.Node, Guest: c.dest.Node,
 		},
 		Host: c.task.Tgid, Start: c.task.Start, Path: spec.Path, Argv: spec.Argv, Uid: c.task.Uid[0],
-		Since: time.Now(), Why: c.dest.Why, Parent: c.task.Ppid, Descs: descs, TTY: term,
+		Since: time.Now(), Why: c.dest.Why, Parent: c.task.Ppid, Descs: look.descs, TTY: look.term,
 		Pending: spec.SigPnd,
 	}, peer)
-	p.req = &startReq{Place: p.place, Spec: *spec, Descs: descs, TTY: term}
+	p.req = &startReq{Place: p.place, Spec: *spec, Descs: look.descs, TTY: look.term}
 	h.mu.Lock()
 	h.placed[p.place.Pid] = p
 	h.mu.Unlock()
-	if term != nil {
-		end, err := h.cfg.Terminal.Homes.Attach(ctx, p.place, term, nil)
+	if look.term != nil {
+		end, err := h.cfg.Terminal.Homes.Attach(ctx, p.place, look.term, nil)
 		if err != nil {
 			h.abandon(p)
 			return nil, fmt.Errorf("the controlling terminal: %w", err)
 		}
 		p.homes = append(p.homes, end)
 	}
-	for _, d := range descs {
+	for _, d := range look.descs {
 		k, err := h.cfg.Carry.Kind(d.Kind)
 		if err != nil {
 			h.abandon(p)
 			return nil, err
 		}
-		f, err := sys.PidfdGetfd(pidfd, d.Nums[0])
+		f, err := sys.PidfdGetfd(look.pidfd, d.Nums[0])
 		if err != nil {
 			h.abandon(p)
 			return nil, fmt.Errorf("fd %d: %w", d.Nums[0], err)
