@@ -47,12 +47,16 @@ func (p *dispatcher) handle(n *seccomp.Notif) {
 	}
 	select {
 	case <-p.ready:
-		p.answer(n)
+		if more := p.answer(n); more != nil {
+			n.Then(more)
+		}
 	default:
 		// The daemon has just started; callers wait a moment.
 		go func() {
 			<-p.ready
-			p.answer(n)
+			if more := p.answer(n); more != nil {
+				more()
+			}
 		}()
 	}
 }
@@ -76,15 +80,16 @@ func (p *dispatcher) private(n *seccomp.Notif) {
 	}()
 }
 
-func (p *dispatcher) answer(n *seccomp.Notif) {
+// answer answers a call; what is left to do, and may take long, it returns.
+func (p *dispatcher) answer(n *seccomp.Notif) (more func()) {
 	if n.Arch != seccomp.ArchX86_64 {
 		n.Continue()
-		return
+		return nil
 	}
 	switch n.Nr {
 	case unix.SYS_EXECVE, unix.SYS_EXECVEAT:
-		p.rexec.Exec(n)
-	default:
-		p.calls.Handle(n)
+		return p.rexec.Exec(n)
 	}
+	p.calls.Handle(n)
+	return nil
 }

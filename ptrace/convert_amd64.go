@@ -38,10 +38,13 @@ func NewThread() *Thread {
 }
 
 // Do runs f on the thread and waits for it.
-func (t *Thread) Do(f func() error) error {
+func (t *Thread) Do(f func() error) error { return <-t.Begin(f) }
+
+// Begin is Do that does not wait; what f returns comes by the channel.
+func (t *Thread) Begin(f func() error) <-chan error {
 	ch := make(chan error, 1)
 	t.work <- func() { ch <- f() }
-	return <-ch
+	return ch
 }
 
 // Close ends the thread.

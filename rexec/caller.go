@@ -32,7 +32,8 @@ type caller struct {
 	envAddr  uint64
 	nul      uint64 // address of the zero byte after the path
 	dest     sched.Decision
-	held     bool // by the tracer: release answers it
+	holding  <-chan error // a hold that was begun
+	held     bool         // by the tracer: release answers it
 }
 
 const hintKey = "UNUM_NODE="

@@ -15,14 +15,34 @@ import (
 // it then must not end the caller, which has still the dispositions of before
 // its exec, but wait for the deputy, which hands it on.
 
+// beginHold begins to hold the caller: its tracer is woken while there is other
+// work to do. isHeld follows.
+func (h *Homes) beginHold(c *caller) {
+	c.holding = h.tracer.Begin(func() error { return ptrace.Hold(c.n) })
+}
+
+// isHeld says whether the caller is held, if that was begun.
+func (h *Homes) isHeld(c *caller) bool {
+	if c.holding == nil {
+		return c.held
+	}
+	err := <-c.holding
+	c.holding, c.held = nil, err == nil
+	if err != nil {
+		h.log.Debug("hold a caller", "tid", c.n.Tid, "err", err)
+	}
+	return c.held
+}
+
 // hold holds the caller, unless it cannot be; then a signal may end it. stop
 // must be called when it was converted or let go.
 func (h *Homes) hold(c *caller) (stop func()) {
-	if err := h.tracer.Do(func() error { return ptrace.Hold(c.n) }); err != nil {
-		h.log.Debug("hold a caller", "tid", c.n.Tid, "err", err)
+	if c.holding == nil {
+		h.beginHold(c)
+	}
+	if !h.isHeld(c) {
 		return func() {}
 	}
-	c.held = true
 	over, ended := make(chan struct{}), make(chan struct{})
 	t := time.AfterFunc(helloSoon, func() {
 		defer close(ended)
@@ -85,7 +105,7 @@ func (h *Homes) release(c *caller, e unix.Errno) {
 	if e != 0 {
 		answer = func() { c.n.Errno(e) }
 	}
-	if !c.held {
+	if !h.isHeld(c) {
 		answer()
 		return
 	}

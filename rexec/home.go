@@ -122,37 +122,39 @@ func newHomes(cfg Config, stub *os.File, gs *groups) (*Homes, error) {
 	return h, nil
 }
 
-// Exec answers a trapped execve or execveat. It runs on the receiving
-// goroutine and does not block: what is placed goes on in its own.
-func (h *Homes) Exec(n *seccomp.Notif) {
+// Exec answers a trapped execve or execveat, and does not block. What there is
+// more to do it returns: it may take long.
+func (h *Homes) Exec(n *seccomp.Notif) (more func()) {
 	if h.letThrough(n) || h.redone(n) {
-		return
+		return nil
 	}
 	hint := h.hint(n)
 	if !h.cfg.Settled(hint) {
 		h.wg.Go(func() {
 			h.cfg.Settle(context.Background(), hint)
-			h.decide(n, hint)
+			if more := h.decide(n, hint); more != nil {
+				more()
+			}
 		})
-		return
+		return nil
 	}
-	h.decide(n, hint)
+	return h.decide(n, hint)
 }
 
-func (h *Homes) decide(n *seccomp.Notif, hint string) {
+func (h *Homes) decide(n *seccomp.Notif, hint string) (more func()) {
 	c, why := h.look(n, hint)
 	if c == nil {
 		if why != "" {
 			h.whys.add(why, n.Tid)
 		}
 		n.Continue()
-		return
+		return nil
 	}
 	h.wg.Add(1)
-	go func() {
+	return func() {
 		defer h.wg.Done()
 		h.place(c)
-	}()
+	}
 }
 
 // place carries out a decision to place. Until the guest has answered, any
@@ -271,6 +273,7 @@ func (h *Homes) prepare(ctx context.Context, c *caller) (*placed, error) {
 	if err != nil {
 		return nil, err
 	}
+	h.beginHold(c)
 	p := h.newPlaced(&placedRecord{
 		Place: carry.Placement{
 			ID: h.nextID.Add(1), Pid: spec.Pid, Pgid: spec.Pgid, Sid: spec.Sid,

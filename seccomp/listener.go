@@ -29,7 +29,13 @@ type Notif struct {
 
 	l    *Listener
 	slot int
+	then func()
 }
+
+// Then has f run on the receiving goroutine when the handler has returned, while
+// another one receives: f may take long, and begins without a thread having to
+// be woken for it. It may be called once, by the handler.
+func (n *Notif) Then(f func()) { n.then = f }
 
 // Valid says whether the caller still waits. What was read from /proc about
 // Tid before a Valid that returns true was about the caller.
@@ -79,7 +85,8 @@ type Listener struct {
 	wake  int // an eventfd: Close was called
 	log   *slog.Logger
 	slots *slots
-	done  chan struct{}
+	ended chan error    // what Serve is to return
+	done  chan struct{} // closed when it returns
 }
 
 // NewListener takes over file, the listener. journal is the path of the slots.
@@ -103,7 +110,7 @@ func NewListener(file *os.File, journal string, log *slog.Logger) (*Listener, er
 		return nil, fmt.Errorf("seccomp journal %s: %w", journal, err)
 	}
 	setSyncWakeUp(dup)
-	return &Listener{raw: dup, wake: wake, log: log, slots: s, done: make(chan struct{})}, nil
+	return &Listener{raw: dup, wake: wake, log: log, slots: s, ended: make(chan error, 1), done: make(chan struct{})}, nil
 }
 
 func (l *Listener) fd() int { return l.raw }
@@ -114,17 +121,39 @@ func (l *Listener) release(slot int) { l.slots.put(slot) }
 var ErrWorldGone = errors.New("the world is gone")
 
 // Serve receives until Close or the world's end. handle runs on the receiving
-// goroutine: what is slow goes to a goroutine of its own. Calls that a
-// predecessor left unanswered are handled first, each once, with Again set.
+// goroutine, for one call after the other: what is slow goes to a goroutine of
+// its own, or is left to Then. Calls that a predecessor left unanswered are
+// handled first, each once, with Again set.
 func (l *Listener) Serve(handle func(*Notif)) error {
 	defer close(l.done)
 	for _, n := range l.slots.pending(l) {
-		if n.Valid() {
-			handle(n)
-		} else {
+		if !n.Valid() {
 			l.release(n.slot)
+			continue
+		}
+		if handle(n); n.then != nil {
+			go n.then()
 		}
 	}
+	go l.receive(handle)
+	return <-l.ended
+}
+
+// receive receives until Serve is to return, or a handler has more to do: then
+// another goroutine goes on.
+func (l *Listener) receive(handle func(*Notif)) {
+	n, err := l.next(handle)
+	if err != nil || n == nil {
+		l.ended <- err
+		return
+	}
+	go l.receive(handle)
+	n.then()
+}
+
+// next handles calls up to one of which the handler has more to do. nil: Close
+// was called.
+func (l *Listener) next(handle func(*Notif)) (*Notif, error) {
 	// A thread of its own, blocked in poll: the netpoller would wake a second
 	// one for each call, since the listener is always writable.
 	runtime.LockOSThread()
@@ -133,11 +162,11 @@ func (l *Listener) Serve(handle func(*Notif)) error {
 		ev, err := pollEither(l.raw, l.wake)
 		switch {
 		case err != nil:
-			return err
+			return nil, err
 		case ev == 0: // Close
-			return nil
+			return nil, nil
 		case ev&unix.POLLIN == 0:
-			return ErrWorldGone
+			return nil, ErrWorldGone
 		}
 		slot, buf := l.slots.get()
 		if err := notifRecv(l.raw, buf); err != nil {
@@ -146,11 +175,13 @@ func (l *Listener) Serve(handle func(*Notif)) error {
 			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINTR) {
 				continue
 			}
-			return err
+			return nil, err
 		}
 		n := parseNotif(buf)
 		n.l, n.slot, n.At = l, slot, time.Now()
-		handle(n)
+		if handle(n); n.then != nil {
+			return n, nil
+		}
 	}
 }
 
