@@ -30,17 +30,26 @@ func (b *bench) execs(ctx context.Context) error {
 		defer world.close()
 	}
 	type variant struct {
-		name  string
-		at    *place
-		node  string
-		argv  []string
-		n     int // in one round
-		base  string
-		gate  *Gate
-		limit time.Duration
-		ns    []int64
-		rel   []float64 // of each round
-		err   error
+		name string
+		at   *place
+		node string
+		argv []string
+		n    int // in one round
+		base string
+		gate *Gate
+		ns   []int64
+		rel  []float64 // of each round
+		err  error
+	}
+	s, err := b.startSSH(ctx)
+	if err != nil {
+		return fmt.Errorf("sshd: %w", err)
+	}
+	defer s.close()
+	const other = "/bin/true, on another node"
+	var slower *Gate // how much slower ssh must be
+	if world != nil {
+		slower = atLeast(40)
 	}
 	truth := []string{"/bin/true"}
 	vs := []*variant{
@@ -51,7 +60,10 @@ func (b *bench) execs(ctx context.Context) error {
 		{name: "/bin/true, native", at: nat, argv: truth, n: 50},
 		{name: "/bin/true, at home", at: world, node: "here", argv: truth, n: 50, base: "/bin/true, native", gate: atMost(1.25)},
 		{name: "/bin/true, at home by policy", at: world, node: "auto", argv: truth, n: 50, base: "/bin/true, native"},
-		{name: "/bin/true, on another node", at: world, node: "n2", argv: truth, n: 20, base: "/bin/true, native", gate: &Gate{Limit: 6, Aim: 4}},
+		{name: other, at: world, node: "n2", argv: truth, n: 20, base: "/bin/true, native", gate: &Gate{Limit: 6, Aim: 4}},
+		// The round that is not counted opens the connection that is kept.
+		{name: "/bin/true, by ssh kept open", at: nat, argv: s.kept("/bin/true"), n: 2, base: other, gate: slower},
+		{name: "/bin/true, by ssh cold", at: nat, argv: s.cold("/bin/true"), n: 1, base: other},
 	}
 	byName := map[string]*variant{}
 	for _, v := range vs {
@@ -88,13 +100,18 @@ func (b *bench) execs(ctx context.Context) error {
 			continue
 		default:
 			row.times(v.ns, time.Microsecond, "us")
-			if base := byName[v.base]; base != nil {
-				row.Ratio, row.Of = medianOf(ratios(v.rel, base.rel)), "native"
+			of := "native"
+			if v.base == other {
+				row.times(v.ns, time.Millisecond, "ms")
+				of = "the other node"
+			}
+			if base := byName[v.base]; base != nil && base.at != nil && base.err == nil {
+				row.Ratio, row.Of = medianOf(ratios(v.rel, base.rel)), of
 			}
 		}
 		b.rep.add(row)
 	}
-	return b.sshRows(ctx, nat, section, byName["/bin/true, on another node"].ns)
+	return nil
 }
 
 // times fills in a row from samples.
@@ -102,41 +119,4 @@ func (r *Row) times(ns []int64, unit time.Duration, name string) {
 	in := func(d time.Duration) float64 { return float64(d) / float64(unit) }
 	r.Value, r.P10, r.P90 = in(median(ns)), in(quantile(ns, 0.1)), in(quantile(ns, 0.9))
 	r.Unit, r.Samples = name, len(ns)
-}
-
-// sshRows adds the rows by ssh; other are the samples on another node.
-func (b *bench) sshRows(ctx context.Context, nat *place, section string, other []int64) error {
-	s, err := b.startSSH(ctx)
-	if err != nil {
-		return fmt.Errorf("sshd: %w", err)
-	}
-	defer s.close()
-	for _, v := range []struct {
-		name string
-		argv []string
-		n    int
-	}{
-		{"/bin/true, by ssh kept open", s.kept("/bin/true"), b.pick(20, 8)},
-		{"/bin/true, by ssh cold", s.cold("/bin/true"), b.pick(8, 3)},
-	} {
-		row := Row{Section: section, Name: v.name}
-		// The first opens the connection that is kept.
-		_, err := nat.do(ctx, time.Minute, probe.Request{Op: probe.OpExec, Argv: v.argv, N: 1})
-		if err == nil {
-			var r probe.Result
-			r, err = nat.do(ctx, 2*time.Minute, probe.Request{Op: probe.OpExec, Argv: v.argv, N: v.n})
-			row.times(r.NS, time.Millisecond, "ms")
-			if len(other) > 0 {
-				row.Ratio, row.Of = float64(median(r.NS))/float64(median(other)), "the other node"
-			}
-		}
-		if err != nil {
-			row.Err = err.Error()
-		}
-		if v.name == "/bin/true, by ssh kept open" && len(other) > 0 {
-			row.Gate = atLeast(40)
-		}
-		b.rep.add(row)
-	}
-	return nil
 }
