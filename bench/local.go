@@ -105,8 +105,8 @@ func (b *bench) redisRows(ctx context.Context, nat, world *place) error {
 	tests := []string{"SET", "GET"}
 	// Many short runs side by side: what else the machine does comes and goes
 	// within seconds, and is more than what is measured.
-	const requests = 8000
-	for round := -1; round < b.pick(101, 15); round++ {
+	const requests = 16000
+	for round := -1; round < b.pick(61, 15); round++ {
 		for i := range sides {
 			s := sides[(i+round+2)%2] // who goes first changes
 			r, err := s.at.do(ctx, time.Minute, probe.Request{Op: probe.OpRun, Dir: b.dir, Env: []string{"UNUM_NODE=here"}, Argv: []string{
