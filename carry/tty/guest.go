@@ -133,8 +133,8 @@ func (g *Guests) EndSession(home unum.NodeID, sid unum.Pid) {
 }
 
 // line finds or makes. A terminal that went through other nodes and came back
-// may be found under the name it first came by; but not under that of another
-// session of the same home, whose half there is another one and may be closed.
+// is found under the name it first came by, but only by its own session: the
+// half at home of another one's ends with that one's last process.
 func (g *Guests) line(home unum.NodeID, d *Desc, known bool) (*Line, error) {
 	key := lineKey{home, d.Sid, d.Dev}
 	g.mu.Lock()
@@ -146,7 +146,7 @@ func (g *Guests) line(home unum.NodeID, d *Desc, known bool) (*Line, error) {
 		return l, nil
 	}
 	for _, l := range g.lines {
-		if known && l.key.home != home && l.root == d.Root && d.Root.Node != home {
+		if known && l.key.home != home && l.key.sid == d.Sid && l.root == d.Root && d.Root.Node != home {
 			g.elsewhere[key] = true
 			g.news()
 			return l, nil
