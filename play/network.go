@@ -125,8 +125,8 @@ func linkUp(h *netlink.Handle, name string) error {
 	return nil
 }
 
-// setLink takes a node off the network, or puts it back.
-func (n *network) setLink(i int, up bool) error {
+// onPort calls f for a node's port on the hub.
+func (n *network) onPort(i int, f func(hub *netlink.Handle, l netlink.Link) error) error {
 	hub, err := routeHandle(n.hub)
 	if err != nil {
 		return err
@@ -136,31 +136,31 @@ func (n *network) setLink(i int, up bool) error {
 	if err != nil {
 		return err
 	}
-	if up {
-		return hub.LinkSetUp(l)
-	}
-	return hub.LinkSetDown(l)
+	return f(hub, l)
+}
+
+// setLink takes a node off the network, or puts it back.
+func (n *network) setLink(i int, up bool) error {
+	return n.onPort(i, func(hub *netlink.Handle, l netlink.Link) error {
+		if up {
+			return hub.LinkSetUp(l)
+		}
+		return hub.LinkSetDown(l)
+	})
 }
 
 // setCarried takes a node's port off the bridge, or puts it back.
 func (n *network) setCarried(i int, carried bool) error {
-	hub, err := routeHandle(n.hub)
-	if err != nil {
-		return err
-	}
-	defer hub.Close()
-	l, err := hub.LinkByName(port(i))
-	if err != nil {
-		return err
-	}
-	if !carried {
-		return hub.LinkSetNoMaster(l)
-	}
-	bridge, err := hub.LinkByName("unum0")
-	if err != nil {
-		return err
-	}
-	return hub.LinkSetMaster(l, bridge)
+	return n.onPort(i, func(hub *netlink.Handle, l netlink.Link) error {
+		if !carried {
+			return hub.LinkSetNoMaster(l)
+		}
+		bridge, err := hub.LinkByName("unum0")
+		if err != nil {
+			return err
+		}
+		return hub.LinkSetMaster(l, bridge)
+	})
 }
 
 // setApart makes a node's port one of those between which the bridge does not
