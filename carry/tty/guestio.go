@@ -268,15 +268,24 @@ func (l *Line) pump() (drained bool) {
 			l.cr = false
 		}
 		// A change of modes may lie within what was read: look before sending.
-		if re, _ := sys.PollFD(fd, unix.POLLPRI); re&unix.POLLPRI != 0 {
-			var st [1]byte
-			if n, err := unix.Read(fd, st[:]); n == 1 && err == nil {
-				l.status(fd, st[0])
-			}
-		}
+		l.look(fd)
 		l.data(b)
 	}
 }
+
+// look handles a status byte, if there is one. Preconditions: io is held.
+func (l *Line) look(fd int) {
+	if re, _ := sys.PollFD(fd, unix.POLLPRI); re&unix.POLLPRI != 0 {
+		var st [1]byte
+		if n, err := unix.Read(fd, st[:]); n == 1 && err == nil {
+			l.status(fd, st[0])
+		}
+	}
+}
+
+// heed tells home what bodies have done to the terminal so far, other than
+// output, so that what is asked for next is seen after it.
+func (l *Line) heed() { l.control(l.look) }
 
 // data sends output. While the modes turn \n into \r\n this is undone, since
 // home's terminal does it again. Preconditions: io is held.

@@ -121,8 +121,9 @@ func (h *home) handle(m message) {
 		}
 		return
 	case opWant:
-		// It overtakes output, which may stand still (^S), but not modes.
-		if !h.queued(opModes, opFlush, opUnread, opWant) {
+		// It overtakes output, which may stand still (^S), but not modes nor a
+		// flush that was before it.
+		if !h.queued(opModes, opFlush, opUnread, opWant, opDropIn) {
 			h.setWant(m.N)
 			return
 		}

@@ -65,6 +65,7 @@ func (l *Line) watch() {
 		if look {
 			began := time.Now()
 			if l.relayWaits() || l.readerWaits() {
+				l.heed() // who reads now may have flushed its input before
 				l.mu.Lock()
 				if l.want == wantNothing && l.unread() == 0 {
 					l.offered, l.eager = false, 0
