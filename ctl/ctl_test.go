@@ -129,6 +129,15 @@ func (b *fake) Wait(ctx context.Context, c Caller, pid unum.Pid) (Exit, error) {
 	}
 }
 
+func (b *fake) Found(context.Context) (found []unum.Pid, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for pid := range b.procs {
+		found = append(found, pid)
+	}
+	return found, nil
+}
+
 func (b *fake) Release(pid unum.Pid) {
 	b.mu.Lock()
 	delete(b.procs, pid)
@@ -318,6 +327,51 @@ func TestRunOverRestart(t *testing.T) {
 		t.Fatalf("%+v %q, %v", exit, got, err)
 	}
 	<-restarted
+}
+
+// What nobody comes to follow is forgotten when it has ended: its client is
+// gone, or has heard of its end just before the daemon died.
+func TestFoundAndNotFollowed(t *testing.T) {
+	r, ctx := newRig(t), testContext(t)
+	pid, err := r.b.start(Caller{}, &Command{Argv: []string{"sh", "-c", "exit 3"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.restart()
+	r.srv.claimed(pid, time.Now())
+	if found, _ := r.b.Found(ctx); len(found) != 0 {
+		t.Errorf("%v are remembered", found)
+	}
+
+	gate := filepath.Join(r.dir, "gate")
+	if err := unix.Mkfifo(gate, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ran := make(chan Exit, 1)
+	go func() {
+		io, out := stdio(t, "")
+		exit, err := r.Run(ctx, sh("read line < "+gate+"; exit 3"), io)
+		if out(); err != nil {
+			t.Error(err)
+		}
+		ran <- exit
+	}()
+	f, err := os.OpenFile(gate, os.O_WRONLY, 0) // it has started
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, _ := r.b.Found(ctx)
+	for len(found) != 1 || !r.srv.isFollowed(found[0]) {
+		if ctx.Err() != nil {
+			t.Fatalf("%v, and nobody follows", found)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	r.srv.claimed(found[0], time.Now())
+	f.Close()
+	if exit := <-ran; exit.Code != 3 {
+		t.Errorf("%+v", exit)
+	}
 }
 
 func TestDetachAndLogs(t *testing.T) {

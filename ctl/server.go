@@ -31,12 +31,15 @@ type Server struct {
 	ctx    context.Context // of the server's life, handed to its goroutines
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+
+	mu       sync.Mutex
+	followed map[unum.Pid]int // clients that are told how it ends
 }
 
 // Listen opens the socket, in place of one that a predecessor left, and serves
 // it in the background.
 func Listen(cfg ServerConfig) (*Server, error) {
-	s := &Server{cfg: cfg, log: cfg.Log}
+	s := &Server{cfg: cfg, log: cfg.Log, followed: map[unum.Pid]int{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

@@ -39,8 +39,9 @@ func (s *Server) run(ctx context.Context, c *conn, caller Caller, req *RunReques
 			return err
 		}
 		s.log.Info("found again", "pid", pid, "command", req.Argv[0])
-		if err := c.send(&message{Op: opStarted}, started{pid}); err != nil || req.Detach {
-			return nil
+		err := c.send(&message{Op: opStarted}, started{pid})
+		if req.Detach {
+			return err
 		}
 		return s.follow(ctx, c, caller, pid)
 	}
@@ -144,9 +145,19 @@ func (s *Server) run(ctx context.Context, c *conn, caller Caller, req *RunReques
 	return s.follow(ctx, c, caller, pid)
 }
 
-// resume goes on with the detached processes of the daemon before this one, and
-// removes the logs of those that it did not come to start.
+// resume goes on with the processes of the daemon before this one, and removes
+// the logs of those that it did not come to start.
 func (s *Server) resume() {
+	s.wg.Go(func() {
+		found, err := s.cfg.Backend.Found(s.ctx)
+		if err != nil {
+			return // this daemon ends
+		}
+		until := time.Now().Add(reconnectFor)
+		for _, pid := range found {
+			s.wg.Go(func() { s.claimed(pid, until) })
+		}
+	})
 	if s.cfg.Logs == nil {
 		return
 	}
@@ -186,8 +197,43 @@ func (s *Server) tend(ctx context.Context, pid unum.Pid, until time.Time) {
 	}
 }
 
+// claimed sees to a process of the daemon before this one: if nobody has come
+// to follow it when its client would have given up, then that is gone, or was
+// told of its end.
+func (s *Server) claimed(pid unum.Pid, until time.Time) {
+	select {
+	case <-time.After(time.Until(until)):
+	case <-s.ctx.Done():
+		return
+	}
+	if s.isFollowed(pid) {
+		return
+	}
+	s.cfg.Backend.Wait(s.ctx, Caller{}, pid)
+	if s.ctx.Err() == nil && !s.isFollowed(pid) {
+		s.cfg.Backend.Release(pid)
+	}
+}
+
+func (s *Server) isFollowed(pid unum.Pid) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.followed[pid] > 0
+}
+
+func (s *Server) addFollower(pid unum.Pid, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.followed[pid] += n; s.followed[pid] == 0 {
+		delete(s.followed, pid)
+	}
+}
+
 // follow tells the client how pid ends, and passes the client's signals on.
+// Then pid is released, since nobody will ask again.
 func (s *Server) follow(ctx context.Context, c *conn, caller Caller, pid unum.Pid) error {
+	s.addFollower(pid, 1)
+	defer s.addFollower(pid, -1)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
@@ -234,9 +280,8 @@ func (s *Server) follow(ctx context.Context, c *conn, caller Caller, pid unum.Pi
 		c.send(&message{Op: opError, Err: toWire(err)}, nil)
 		err = nil
 	default:
-		if c.send(&message{Op: opExit}, exit) == nil {
-			s.cfg.Backend.Release(pid)
-		}
+		c.send(&message{Op: opExit}, exit) // if it fails, the client is gone
+		s.cfg.Backend.Release(pid)
 	}
 	c.uc.CloseRead()
 	wg.Wait()

@@ -153,6 +153,9 @@ type Backend interface {
 	// unum.ErrNoProcess if it is not known; unum.ErrDenied if it is not the
 	// caller's.
 	Wait(ctx context.Context, c Caller, pid unum.Pid) (Exit, error)
+	// Found lists the processes that a daemon before this one started and that
+	// are not released, those of commands with a log too.
+	Found(ctx context.Context) ([]unum.Pid, error)
 	// Release says that nobody will Wait for pid any more.
 	Release(pid unum.Pid)
 	// Signal sends sig to the process group of a process that Start started.

@@ -125,6 +125,8 @@ func (b backend) Wait(ctx context.Context, c ctl.Caller, pid unum.Pid) (ctl.Exit
 	return ctl.Exit{Code: e.Code, Signal: e.Signal, Core: e.Core}, err
 }
 
+func (b backend) Found(ctx context.Context) ([]unum.Pid, error) { return b.d.rexec.Runs.Found(ctx) }
+
 func (b backend) Release(pid unum.Pid) { b.d.rexec.Runs.Release(pid) }
 
 func (b backend) Signal(ctx context.Context, c ctl.Caller, pid unum.Pid, sig unix.Signal) error {

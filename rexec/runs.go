@@ -43,6 +43,7 @@ type run struct {
 	runRecord
 	parent *deputy.Stub // the agent that forked it
 	done   chan struct{}
+	own    bool // this daemon started it
 }
 
 // runRecord is what a successor of the daemon must know of a run. The agent
@@ -185,7 +186,7 @@ func (r *Runs) born(s, agent *deputy.Stub, rec *runRecord) error {
 		x = &run{runRecord: *rec, done: make(chan struct{})}
 		r.runs[s.Pid] = x
 	}
-	x.Host, x.parent = s.HostPid, agent
+	x.Host, x.parent, x.own = s.HostPid, agent, true
 	err := r.records.save(s.Pid.String(), &x.runRecord)
 	r.birth = nil
 	r.records.remove(birthKey)
@@ -229,6 +230,24 @@ func (r *Runs) Started(ctx context.Context, id string) (unum.Pid, error) {
 		}
 	}
 	return 0, unum.ErrNoProcess
+}
+
+// Found lists the processes that a daemon before this one started and nobody
+// has released.
+func (r *Runs) Found(ctx context.Context) (found []unum.Pid, err error) {
+	select {
+	case <-r.settled:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for pid, x := range r.runs {
+		if !x.own {
+			found = append(found, pid)
+		}
+	}
+	return found, nil
 }
 
 func (r *Runs) forker(ctx context.Context) (*deputy.Stub, error) {
