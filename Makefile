@@ -49,7 +49,9 @@ play: need-root build
 
 test: need-go tools build
 	@$(GO) vet ./...
-	@UNUM_BIN="$$PWD/unum" $(GO) test -p 1 -timeout 20m $(TEST)
+	@rm -f unsteady.out
+	@UNUM_UNSTEADY="$$PWD/unsteady.out" UNUM_BIN="$$PWD/unum" $(GO) test -p 1 -timeout 20m $(TEST); \
+	code=$$?; cat unsteady.out 2>/dev/null; rm -f unsteady.out; exit $$code
 
 test-long: need-root need-go tools build
 	@UNUM_LONG=1 UNUM_BIN="$$PWD/unum" $(GO) test -p 1 -timeout $(LONG) -v -count=1 -run '$(RUN)' -skip '$(SKIP)' $(LONGTEST)

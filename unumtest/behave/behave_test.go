@@ -188,14 +188,24 @@ func leftovers(c *Case) string {
 
 // report appends to the file UNUM_BEHAVE_REPORT.
 func report(c *Case, m Mode, d string) {
-	f := os.Getenv("UNUM_BEHAVE_REPORT")
-	if f == "" {
-		return
+	if f := os.Getenv("UNUM_BEHAVE_REPORT"); f != "" {
+		appendTo(f, fmt.Sprintf("## %s %s (%s)\n%s\n", c.Name, m, c.Where, d))
 	}
-	w, err := os.OpenFile(f, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+}
+
+func appendTo(file, text string) {
+	w, err := os.OpenFile(file, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 	if err == nil {
-		fmt.Fprintf(w, "## %s %s (%s)\n%s\n", c.Name, m, c.Where, d)
+		w.WriteString(text)
 		w.Close()
+	}
+}
+
+// unsteady appends what differed once only to the file UNUM_UNSTEADY, which
+// `make test` prints: the output of a package that passes nobody sees.
+func unsteady(c *Case, d difference) {
+	if f := os.Getenv("UNUM_UNSTEADY"); f != "" {
+		appendTo(f, fmt.Sprintf("unsteady: %s %s (%s) differed once, and not when it was run again:\n%s\n", c.Name, d.mode, c.Where, indent(d.text)))
 	}
 }
 
@@ -234,14 +244,16 @@ func (s *summary) again(t *testing.T, excuses map[string]string) {
 					fmt.Fprintf(&b, "known     %-45s %-8s %s\n", c.Name, d.mode, why)
 					continue
 				}
-				how, fail := "once; run again, alone, it does not", t.Logf
+				word, how, fail := "UNSTEADY", "once; run again, alone, it does not", t.Logf
 				if os.Getenv("UNUM_LONG") != "" {
 					fail = t.Errorf
 				}
 				if slices.ContainsFunc(now, func(n difference) bool { return n.mode == d.mode }) {
-					how, fail = "twice", t.Errorf
+					word, how, fail = "DIFFERS", "twice", t.Errorf
+				} else {
+					unsteady(c, d)
 				}
-				fmt.Fprintf(&b, "DIFFERS   %-45s %-8s %s\n", c.Name, d.mode, how)
+				fmt.Fprintf(&b, "%-9s %-45s %-8s %s\n", word, c.Name, d.mode, how)
 				fail("%s %s differs from the control, %s:\n%s", c.Where, d.mode, how, d.text)
 			}
 		})
