@@ -83,10 +83,20 @@ func LetGo(n *seccomp.Notif, answer func()) error {
 	if e := waitStop(n.Tid); e != nil {
 		return fmt.Errorf("%w: %w", ErrNotStopped, e)
 	}
-	if e := unix.PtraceDetach(n.Tid); e != nil && err == nil {
-		err = fmt.Errorf("detach %d: %w", n.Tid, e)
+	return errors.Join(err, free(n.Tid))
+}
+
+// free detaches a stopped tracee. One that was killed in its stop cannot be
+// detached, and its parent is not told before its tracer has taken notice.
+func free(tid int) error {
+	err := unix.PtraceDetach(tid)
+	if err == nil {
+		return nil
 	}
-	return err
+	if err == unix.ESRCH {
+		ReapKilled(tid)
+	}
+	return fmt.Errorf("detach %d: %w", tid, err)
 }
 
 // Reap takes notice of the end of a caller that is held: before its tracer
@@ -137,10 +147,7 @@ func ToStub(r Redirect) (answered bool, err error) {
 	if err == nil {
 		err = redirect(tid, uint64(fd), r)
 	}
-	if e := unix.PtraceDetach(tid); e != nil && err == nil {
-		err = fmt.Errorf("detach %d: %w", tid, e)
-	}
-	return true, err
+	return true, errors.Join(err, free(tid))
 }
 
 func redirect(tid int, fd uint64, r Redirect) error {
@@ -184,8 +191,9 @@ func waitStop(tid int) error {
 			return nil
 		}
 		// The interrupt is seen before any signal; anything else is a stop that
-		// somebody caused meanwhile, and goes on as it would have.
-		if err := unix.PtraceCont(tid, int(ws.StopSignal())); err != nil {
+		// somebody caused meanwhile, and goes on as it would have. One that was
+		// killed in it does not, and its end is what comes next.
+		if err := unix.PtraceCont(tid, int(ws.StopSignal())); err != nil && err != unix.ESRCH {
 			return err
 		}
 	}

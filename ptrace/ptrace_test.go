@@ -283,6 +283,45 @@ func TestReap(t *testing.T) {
 	}
 }
 
+// A caller that is killed while it stands stopped is reported to its parent.
+func TestKilledInItsStop(t *testing.T) {
+	r := newRig(t, unix.SYS_EXECVE, "/bin/sh", "-c", "/bin/sleep 1000; echo $?")
+	n := r.call()
+	th := NewThread()
+	defer th.Close() // only when the parent has heard: the thread's end tells it too
+	err := th.Do(func() error {
+		if err := Hold(n); err != nil {
+			return err
+		}
+		if err := unix.PtraceInterrupt(n.Tid); err != nil {
+			return err
+		}
+		n.Restart()
+		if err := waitStop(n.Tid); err != nil {
+			return err
+		}
+		if err := unix.Kill(n.Tid, unix.SIGKILL); err != nil {
+			return err
+		}
+		waitFor(t, "the end", func() bool { return !alive(n.Tid) })
+		if err := free(n.Tid); !errors.Is(err, unix.ESRCH) {
+			t.Errorf("free: %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := r.wait(); err != nil || out != "137" {
+		t.Errorf("its parent saw %q, %v", out, err)
+	}
+}
+
+func alive(pid int) bool {
+	t, err := sys.ReadTask(pid)
+	return err == nil && t.State != 'Z'
+}
+
 // A caller that is traced already keeps its tracer, and its call is the
 // owner's to answer.
 func TestToStubOfTraced(t *testing.T) {

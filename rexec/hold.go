@@ -89,10 +89,12 @@ func (h *Homes) perish(c *caller, why string) {
 		return
 	}
 	defer unix.Close(fd)
-	if !c.n.Valid() {
+	// The number of one that is held is its own until its tracer has let go.
+	if !c.held && !c.n.Valid() {
 		return
 	}
-	if err := sys.PidfdSendSignal(fd, unix.SIGKILL, nil); err == nil && c.held {
+	err = sys.PidfdSendSignal(fd, unix.SIGKILL, nil)
+	if c.held && (err == nil || err == unix.ESRCH) {
 		h.tracer.Do(func() error { ptrace.ReapKilled(c.n.Tid); return nil })
 	}
 }
