@@ -222,6 +222,11 @@ func (c *Calls) here(n *seccomp.Notif, pid unum.Pid) bool {
 	if !body || host != 0 {
 		return body
 	}
+	return c.calledBy(n, pid)
+}
+
+// calledBy says whether it is a process's own call.
+func (c *Calls) calledBy(n *seccomp.Notif, pid unum.Pid) bool {
 	tgid, err := sys.Tgid(n.Tid)
 	if err != nil {
 		return false

@@ -95,7 +95,8 @@ func (d *delivery) choose(g group) (to []member) {
 	bodies := direct(d.sig, d.own) && (d.own || born)
 	for _, m := range g {
 		k := seenKey{m.task.Tgid, m.task.Start}
-		if d.seen[k] || m.role == stub || m.role == body && !bodies {
+		// Who only asks is told by the deputy: a body may live a moment longer.
+		if d.seen[k] || m.role == stub || m.role == body && (!bodies || d.sig == 0) {
 			continue
 		}
 		d.seen[k] = true

@@ -46,11 +46,39 @@ func (c *Calls) kill(n *seccomp.Notif) {
 		c.go_(func(ctx context.Context) { c.killDeputy(ctx, n, pid, sig) })
 		return
 	}
-	if away || c.own(pid) || c.here(n, pid) {
+	switch {
+	case away || c.own(pid):
 		n.Continue()
+	case c.here(n, pid):
+		c.killHere(n, pid)
+	default:
+		c.go_(func(ctx context.Context) { c.killFar(ctx, n, &killReq{Pid: pid, Sig: int(sig)}) })
+	}
+}
+
+// killHere lets a signal go to a body on this node, unless it is over where it
+// was born: whose deputy was killed may have been waited for, while the news is
+// still on its way to the body.
+func (c *Calls) killHere(n *seccomp.Notif, pid unum.Pid) {
+	if c.calledBy(n, pid) {
+		n.Continue() // it lives
 		return
 	}
-	c.go_(func(ctx context.Context) { c.killFar(ctx, n, &killReq{Pid: pid, Sig: int(sig)}) })
+	c.forCaller(n, func(ctx context.Context, t *sys.Task) {
+		peer, err := c.home(pid)
+		if err != nil {
+			n.Continue()
+			return
+		}
+		res, err := unum.Call[killRes](ctx, peer, "calls.kill", &killReq{From: senderOf(t), Pid: pid})
+		switch {
+		case ctx.Err() != nil: // the next daemon answers
+		case err == nil && unix.Errno(res.Errno) == unix.ESRCH:
+			n.Errno(unix.ESRCH)
+		default:
+			n.Continue()
+		}
+	})
 }
 
 // threadKill answers tkill(tid, sig), tgkill(tgid, tid, sig) and
