@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -35,11 +36,15 @@ func Main(configPath string) error {
 	if err := hurry(); err != nil {
 		log.Warn("the file server runs at the priority of what it serves", "err", err)
 	}
-	if err := sys.CalmMonitor(ctx); err != nil {
+	if err := sys.CalmMonitor(ctx, monitorLate); err != nil {
 		log.Warn("the file server wakes more often than it must", "err", err)
 	}
 	return Serve(ctx, Config{StateDir: filepath.Join(filepath.Dir(configPath), "state"), Log: log})
 }
+
+// monitorLate is how late Go's monitor thread may wake here: many calls may
+// wait for a disk at once.
+const monitorLate = 2 * time.Millisecond
 
 // hurry gives all threads the daemon's priority: every call of a body passes
 // both, and would wait behind the node's work twice. A thread that is made

@@ -15,9 +15,6 @@ const (
 	// defaultSlack is what Linux gives a process that nobody gave another.
 	defaultSlack = 50 * time.Microsecond
 
-	// monitorSlack is how late the monitor may wake.
-	monitorSlack = 2 * time.Millisecond
-
 	// processors is how many goroutines may run or sit in a system call before
 	// one has to wait for the monitor to take a processor from another.
 	processors = 8
@@ -26,22 +23,23 @@ const (
 	mendEvery = 30 * time.Second
 )
 
-// CalmMonitor lets the monitor thread of Go's runtime sleep longer, until ctx
-// ends. It is for a daemon that mostly sleeps: each time it wakes the monitor
+// CalmMonitor lets the monitor thread of Go's runtime sleep longer by late,
+// until ctx ends. It is for a daemon that mostly sleeps: each time it wakes the monitor
 // wakes too, and then looks about every 20 µs what to do, which costs as much
 // as a trapped call does. Mostly it looks for processors that are held by
-// system calls; this program has some to spare instead.
+// system calls; this program has some to spare instead. If more of its calls
+// wait at once than it has processors, the others wait that much longer.
 //
 // What is set is the thread's timer slack (/proc/PID/timerslack_ns, 4.6). A
 // thread that the monitor makes inherits it, as does a process that such a
 // thread makes: the former are mended from time to time, the latter calls
 // DefaultSlack if it is to run what is not ours.
-func CalmMonitor(ctx context.Context) error {
+func CalmMonitor(ctx context.Context, late time.Duration) error {
 	monitor, err := monitorThread()
 	if err != nil {
 		return err
 	}
-	if err := setSlack(monitor, monitorSlack); err != nil {
+	if err := setSlack(monitor, late); err != nil {
 		return err
 	}
 	runtime.GOMAXPROCS(max(processors, runtime.GOMAXPROCS(0)))

@@ -21,7 +21,7 @@ func slackOf(t *testing.T, tid int) string {
 }
 
 func TestCalmMonitor(t *testing.T) {
-	if err := CalmMonitor(t.Context()); err != nil {
+	if err := CalmMonitor(t.Context(), 2*time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
 	monitor, err := monitorThread()
@@ -33,7 +33,7 @@ func TestCalmMonitor(t *testing.T) {
 	}
 	runtime.LockOSThread() // and so it ends with the test
 	self := unix.Gettid()
-	if err := setSlack(self, monitorSlack); err != nil {
+	if err := setSlack(self, 2*time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
 	known := mendSlack(map[int]bool{monitor: true})
@@ -46,7 +46,7 @@ func TestCalmMonitor(t *testing.T) {
 	if !known[self] || !known[monitor] {
 		t.Errorf("known: %v", known)
 	}
-	if err := setSlack(self, monitorSlack); err != nil {
+	if err := setSlack(self, 2*time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
 	if err := DefaultSlack(); err != nil {
