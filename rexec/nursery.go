@@ -340,8 +340,7 @@ func (g *Guests) resumeNurseries() error {
 				g.wg.Go(func() { g.place(b, via) })
 			}
 		}
-		n.watch(g.cfg.Cookie, g.log, n.tell(g))
-		reap(&n.parent, g.cfg.Cookie, g.log, n.tell(g))
+		n.watch(g.cfg.Cookie, g.log, n.tell(g)).reap()
 	}
 	return nil
 }

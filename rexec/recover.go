@@ -331,8 +331,7 @@ func (g *Guests) recover(ctx context.Context) error {
 		if killed {
 			continue
 		}
-		s.watch(g.cfg.Cookie, g.log, g.endedAll)
-		reap(&s.parent, g.cfg.Cookie, g.log, g.endedAll)
+		s.watch(g.cfg.Cookie, g.log, g.endedAll).reap()
 	}
 	return g.resumeNurseries()
 }

@@ -72,8 +72,7 @@ func (r *Runs) recover() (err error) {
 	r.birth, r.settled = birth, settled
 	r.agent = &session{parent: parent{agent: a, settled: make(chan struct{})}}
 	first := r.agent.settled
-	r.agent.watch(r.cfg.Cookie, r.log, r.ended)
-	reap(&r.agent.parent, r.cfg.Cookie, r.log, r.ended)
+	r.agent.watch(r.cfg.Cookie, r.log, r.ended).reap()
 	r.wg.Go(func() {
 		select {
 		case <-first:
