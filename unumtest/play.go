@@ -221,6 +221,35 @@ func (p *Play) Dump() string {
 	return b.String()
 }
 
+// Deaths tells which daemons and file servers have died since the play began,
+// and what they wrote last if that was a panic; "" if none.
+func (p *Play) Deaths() string {
+	var b strings.Builder
+	logs, _ := filepath.Glob(filepath.Join(PlayDir, p.Name, "*", "init.log"))
+	for _, l := range logs {
+		t, _ := os.ReadFile(l)
+		died := false
+		for line := range strings.Lines(string(t)) {
+			if strings.Contains(line, "msg=died ") {
+				died = true
+				b.WriteString(line)
+			}
+		}
+		if !died {
+			continue
+		}
+		for _, name := range []string{"daemon.log", "fs.log"} {
+			t, _ := os.ReadFile(filepath.Join(filepath.Dir(l), name))
+			for _, sign := range []string{"\npanic: ", "\nfatal error: "} {
+				if i := strings.Index(string(t), sign); i >= 0 {
+					fmt.Fprintf(&b, "%s:%s\n", name, clip(string(t[i:]), 4000))
+				}
+			}
+		}
+	}
+	return b.String()
+}
+
 func clip(s string, n int) string {
 	if len(s) > n {
 		return s[:n] + "…"

@@ -105,6 +105,10 @@ func TestBehaviour(t *testing.T) {
 		}
 	})
 	sum.again(t, excuses)
+	if d := inPlay.deaths(); d != "" {
+		// The cases do not show it: others take over where it was.
+		t.Errorf("a daemon or a file server of the play died:\n%s", d)
+	}
 }
 
 // difference is what a case did otherwise in one mode.
@@ -273,6 +277,7 @@ type cluster struct {
 	client *Client
 	ledger *unumtest.Ledger
 	starts int
+	died   string // of plays that are over: Play.Deaths
 	err    error
 }
 
@@ -336,14 +341,21 @@ func (cl *cluster) run(ctx context.Context, c *Case, m Mode) (*Result, *unumtest
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout+15*time.Second)
 	defer cancel()
+	// The driver sees its own node only, and ends what hangs.
+	var late string
+	seen := make(chan struct{})
+	look := time.AfterFunc(c.Timeout-c.Timeout/20, func() { late = runner.state(c); close(seen) })
 	r, err := client.Run(ctx, c, m)
+	if !look.Stop() {
+		<-seen
+	}
 	if err != nil {
 		err = fmt.Errorf("%w\nprocesses of the case:\n%s%s", err, runner.state(c), p.Dump())
 		runner.Kill(c)
 		return nil, p, err
 	}
 	if r.Hang != "" {
-		r.Hang += p.Dump()
+		r.Hang += "on all nodes, before it was ended:\n" + late + p.Dump()
 	}
 	return r, p, nil
 }
@@ -372,11 +384,22 @@ func (cl *cluster) closeLocked() {
 		cl.client.Close()
 	}
 	if cl.play != nil {
+		cl.died += cl.play.Deaths()
 		if err := cl.play.Stop(); err != nil {
 			fmt.Fprintln(os.Stderr, "stop the play:", err)
 		}
 	}
 	cl.client, cl.play, cl.ledger = nil, nil, nil
+}
+
+// deaths is what died in all plays until now.
+func (cl *cluster) deaths() string {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	if cl.play == nil {
+		return cl.died
+	}
+	return cl.died + cl.play.Deaths()
 }
 
 func (cl *cluster) stop() {
