@@ -91,6 +91,38 @@ func TestReadHint(t *testing.T) {
 	}
 }
 
+// What was at an address before is a guess where to look, and no more.
+func TestReadHintAgain(t *testing.T) {
+	a := newArea(t, 8)
+	array := newArea(t, 1) // not on a stack, which moves
+	ptrs := unsafe.Slice((*uint64)(unsafe.Pointer(&array.mem[0])), 4)
+	at := uint64(uintptr(unsafe.Pointer(&ptrs[0])))
+	look := func(want string) {
+		t.Helper()
+		if got := readHint(os.Getpid(), at); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	ptrs[0], ptrs[1] = a.put(100, "HOME=/"), a.put(pageSize+200, "UNUM_NODE=n1")
+	look("n1")
+	look("n1")
+	a.put(pageSize+200, "UNUM_NODE=n2") // in place
+	look("n2")
+	a.put(pageSize+200, "UNUM_NODO=n2")
+	look("")
+	ptrs[1] = a.put(3*pageSize+200, "UNUM_NODE=n3") // elsewhere
+	look("n3")
+	ptrs[1], ptrs[2] = a.put(pageSize+200, "HOME=/"), a.put(5*pageSize-4, "UNUM_NODE=n4") // more
+	look("n4")
+	ptrs[1], ptrs[2] = 0, 0 // fewer
+	look("")
+	ptrs[0] = a.put(-13, "UNUM_NODE=n5")
+	if err := unix.Mprotect(a.mem[:6*pageSize], unix.PROT_NONE); err != nil { // gone
+		t.Fatal(err)
+	}
+	look("n5")
+}
+
 func BenchmarkReadHint(b *testing.B) {
 	a := newArea(b, 2)
 	var ptrs []uint64
