@@ -59,18 +59,25 @@ func (d *Daemon) reaped(host int) unum.Usage {
 	return unum.Usage{}
 }
 
-// commands remembers as what the scheduler placed the latest processes.
+// commands remembers as what the scheduler placed the latest processes: between
+// one and two generations of them.
 type commands struct {
-	mu   sync.Mutex
-	last map[unum.Pid]string
+	mu        sync.Mutex
+	last, old map[unum.Pid]string
 }
 
-const maxCommands = 8192
+// generation is many more than a node starts while one of them asks for what
+// must be at home, which is soon after its start.
+const generation = 1024
 
 func (c *commands) note(pid unum.Pid, command string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.last == nil || len(c.last) >= maxCommands {
+	if len(c.last) >= generation {
+		c.last, c.old = c.old, c.last
+		clear(c.last)
+	}
+	if c.last == nil {
 		c.last = map[unum.Pid]string{}
 	}
 	c.last[pid] = command
@@ -80,6 +87,9 @@ func (c *commands) of(pid unum.Pid) (string, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s, ok := c.last[pid]
+	if !ok {
+		s, ok = c.old[pid]
+	}
 	return s, ok
 }
 
