@@ -86,17 +86,22 @@ func (k *Keeper) recall(file string) (int, bool) {
 	return num, err == nil && is == id
 }
 
+// identity is device and inode, as far as they are known here: who serves a
+// kept file of a network, or of a FUSE mount, may be dead, or wait for this
+// daemon (AT_STATX_DONT_SYNC, statx(2), Linux 4.11).
 func identity(f *os.File) (string, error) {
 	rc, err := f.SyscallConn()
 	if err != nil {
 		return "", err
 	}
-	var st unix.Stat_t
+	var st unix.Statx_t
 	var serr error
-	if err := rc.Control(func(fd uintptr) { serr = unix.Fstat(int(fd), &st) }); err != nil {
+	if err := rc.Control(func(fd uintptr) {
+		serr = unix.Statx(int(fd), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
+	}); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%x:%x", st.Dev, st.Ino), serr
+	return fmt.Sprintf("%x:%x", unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino), serr
 }
 
 func (k *Keeper) file(name string) string { return filepath.Join(k.dir, url.PathEscape(name)) }

@@ -19,7 +19,7 @@ func TestChain(t *testing.T) {
 	}
 	q.fs.Close()
 	p.nodes["n3"] = &fakeNode{handlers: q.nodes["n2"].handlers}
-	q.fs = file.NewFS(file.FSConfig{Socket: file.SocketPath(q.dir), Keeper: q.keep, Peer: p.peer("n3")})
+	q.fs = file.NewFS(file.FSConfig{Socket: file.SocketPath(q.dir), Peer: p.peer("n3")})
 	fs := p.fs
 	p.fs = q.fs
 	p.startKinds("n3")

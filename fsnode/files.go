@@ -80,16 +80,6 @@ func (f *files) load() {
 	}
 }
 
-// reset forgets everything: the mount is a new one.
-func (f *files) reset() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.tab.reset()
-	clear(f.nodes)
-	clear(f.byKey)
-	clear(f.handles)
-}
-
 func (f *files) addNode(r *record) *node {
 	n := &node{
 		rec: r, key: file.Key{Placement: r.Placement, Num: r.Num}, home: string(r.Home[:r.HomeLen]),

@@ -18,6 +18,7 @@ import (
 	"unum"
 	"unum/carry"
 	"unum/carry/file"
+	"unum/sys"
 )
 
 // The test binary, started again with this variable, is a file server, so
@@ -34,7 +35,12 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}()
 		log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-		if err := Serve(context.Background(), Config{StateDir: dir, Log: log, noResend: os.Getenv(resendEnv) != ""}); err != nil {
+		mount, err := sys.InheritedFuseMount(firstFile)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		if err := Serve(context.Background(), Config{StateDir: dir, Mount: mount, Log: log, noResend: os.Getenv(resendEnv) != ""}); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -49,6 +55,7 @@ func TestMain(m *testing.M) {
 type pair struct {
 	t      testing.TB
 	dir    string
+	mount  *sys.FuseMount
 	fsproc *exec.Cmd
 	fs     *file.FS
 	keep   *keeper
@@ -156,10 +163,14 @@ func newPair(t testing.TB) *pair {
 		t: t, dir: stateDir(t), keep: &keeper{m: map[string]*os.File{}}, gave: make(chan []int, 100),
 		nodes: map[unum.NodeID]*fakeNode{}, kinds: map[unum.NodeID]*file.Kinds{},
 	}
+	var err error
+	if p.mount, err = sys.NewFuseMount("test"); err != nil {
+		t.Fatal(err)
+	}
 	p.startServer()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	p.nodes["n1"], p.nodes["n2"] = &fakeNode{handlers: map[string]unum.Handler{}}, &fakeNode{handlers: map[string]unum.Handler{}}
-	p.fs = file.NewFS(file.FSConfig{Log: log, Socket: file.SocketPath(p.dir), Keeper: p.keep, Peer: p.peer("n2")})
+	p.fs = file.NewFS(file.FSConfig{Log: log, Socket: file.SocketPath(p.dir), Peer: p.peer("n2")})
 	for id := range p.nodes {
 		p.startKinds(id)
 	}
@@ -170,6 +181,7 @@ func newPair(t testing.TB) *pair {
 		p.fs.Close()
 		p.fsproc.Process.Kill()
 		p.fsproc.Wait()
+		p.mount.Close()
 		for _, f := range p.keep.m {
 			f.Close()
 		}
@@ -208,7 +220,7 @@ func (p *pair) restartGuest(live ...*carried) {
 	p.t.Helper()
 	p.kinds["n2"].Close()
 	p.fs.Close()
-	p.fs = file.NewFS(file.FSConfig{Socket: file.SocketPath(p.dir), Keeper: p.keep, Peer: p.peer("n2")})
+	p.fs = file.NewFS(file.FSConfig{Socket: file.SocketPath(p.dir), Peer: p.peer("n2")})
 	p.startKinds("n2")
 	for _, c := range live {
 		g, err := p.kinds["n2"].All()[c.kind].ResumeGuest(context.Background(), c.pl, c.d)
@@ -227,7 +239,7 @@ func (p *pair) startServer() {
 	}
 	p.fsproc = exec.Command(exe)
 	p.fsproc.Env = append(os.Environ(), serveEnv+"="+p.dir)
-	p.fsproc.Stderr = os.Stderr
+	p.fsproc.Stderr, p.fsproc.ExtraFiles = os.Stderr, p.mount.Files()
 	if _, err := p.fsproc.StdinPipe(); err != nil {
 		p.t.Fatal(err)
 	}

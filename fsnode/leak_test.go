@@ -55,7 +55,7 @@ func TestNothingIsLeft(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(p.dir, "file", "*")); len(left) != 0 {
 		t.Errorf("left in the state directory: %v", left)
 	}
-	tab, err := openTable(filepath.Join(p.dir, "fs.tab"))
+	tab, err := openTable(p.mount.Memory)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -94,7 +94,7 @@ func (s *server) dispatch(buf *[]byte, b []byte) (kept bool) {
 		s.resumed = false
 	}
 	switch h.Opcode {
-	case opForget, opBatchForget, opInterrupt:
+	case opForget, opBatchForget, opInterrupt, opInit:
 	default:
 		s.tab.read(h.Unique, h.NodeId)
 	}
@@ -190,6 +190,10 @@ func (s *server) resend() {
 		s.log.Warn("calls that the last file server had begun fail, as the kernel cannot send them again", "calls", len(left), "err", err)
 	}
 	for _, u := range left {
+		if u.Node == 0 { // the kernel's first
+			s.agree(u.Unique)
+			continue
+		}
 		if n := s.files.node(u.Node); n != nil {
 			s.wg.Add(1)
 			go func() { // or it would take what the next one is to get
@@ -203,13 +207,21 @@ func (s *server) resend() {
 	}
 }
 
-// init agrees on the protocol (7.36, Linux 5.17, at least).
+// init hears what the kernel offers.
 func (s *server) init(h *fuse.InHeader, b []byte) {
 	in := decode[fuse.InitIn](b)
+	s.tab.head.Init = initOffer{Flags: in.Flags64(), Major: in.Major, Minor: in.Minor, MaxReadAhead: in.MaxReadAhead}
+	s.tab.read(h.Unique, 0)
+	s.agree(h.Unique)
+}
+
+// agree answers the offer (7.36, Linux 5.17, at least).
+func (s *server) agree(unique uint64) {
+	in := s.tab.head.Init
 	const want = fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_BIG_WRITES | fuse.CAP_POSIX_LOCKS | fuse.CAP_FLOCK_LOCKS |
 		fuse.CAP_MAX_PAGES | fuse.CAP_EXPLICIT_INVAL_DATA | fuse.CAP_INIT_EXT |
 		fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_HAS_RESEND | fuse.CAP_PARALLEL_DIROPS
-	flags := in.Flags64() & want
+	flags := in.Flags & want
 	out := fuse.InitOut{
 		Major: 7, Minor: min(in.Minor, 36), MaxReadAhead: in.MaxReadAhead,
 		Flags: uint32(flags), Flags2: uint32(flags >> 32),
@@ -218,8 +230,8 @@ func (s *server) init(h *fuse.InHeader, b []byte) {
 	}
 	if in.Major != 7 || in.Minor < 31 {
 		s.log.Error("FUSE protocol of this kernel is too old", "major", in.Major, "minor", in.Minor)
-		s.reply(h.Unique, unix.EPROTO)
+		s.reply(unique, unix.EPROTO)
 		return
 	}
-	s.reply(h.Unique, 0, bytesOf(&out))
+	s.reply(unique, 0, bytesOf(&out))
 }

@@ -4,11 +4,13 @@
 //
 // It is a process of its own because whoever serves a mount must not fork,
 // exec, trace or map files on it, and because it outlives the daemon. The
-// daemon connects to its socket, keeps the descriptors of the mount in a
-// process that outlives both, and passes operations on to other nodes. What
-// the file server must know after it was killed lies in a table of shared
-// memory in the state directory; requests that it had read and not answered
-// come again (FUSE_NOTIFY_RESEND, Linux 6.9).
+// daemon connects to its socket, gets the root of the mount, and passes
+// operations on to other nodes. The mount is its parent's, the supervisor's,
+// which gives it to each file server that it starts, with memory in which lies
+// what one must know when another was killed; requests that that had read and
+// not answered come again (FUSE_NOTIFY_RESEND, Linux 6.9). So a file server
+// needs no daemon to begin: a daemon that is killed may be in the midst of a
+// call on the mount, and does not end before that is answered.
 package fsnode
 
 import (
@@ -39,12 +41,21 @@ func Main(configPath string) error {
 	if err := sys.CalmMonitor(ctx, monitorLate); err != nil {
 		log.Warn("the file server wakes more often than it must", "err", err)
 	}
-	return Serve(ctx, Config{StateDir: filepath.Join(filepath.Dir(configPath), "state"), Log: log})
+	mount, err := sys.InheritedFuseMount(firstFile)
+	if err != nil {
+		return &unum.Error{Op: "file server", Err: err}
+	}
+	defer mount.Close()
+	return Serve(ctx, Config{StateDir: filepath.Join(filepath.Dir(configPath), "state"), Mount: mount, Log: log})
 }
 
 // monitorLate is how late Go's monitor thread may wake here: many calls may
 // wait for a disk at once.
 const monitorLate = 2 * time.Millisecond
+
+// firstFile is the first descriptor of the mount that the supervisor hands on,
+// behind the standard streams.
+const firstFile = 3
 
 // hurry gives all threads the daemon's priority: every call of a body passes
 // both, and would wait behind the node's work twice. A thread that is made
@@ -69,14 +80,14 @@ func hurry() error {
 
 // Config says where a file server works.
 type Config struct {
-	StateDir string // holds the socket and the table
+	StateDir string // holds the socket
+	Mount    *sys.FuseMount
 	Log      *slog.Logger
 
 	noResend bool // behave as on a kernel that cannot send requests again
 }
 
-// Serve serves one node's mount until ctx ends. The mount lives on with those
-// who hold it.
+// Serve serves one node's mount, which stays the caller's, until ctx ends.
 func Serve(ctx context.Context, cfg Config) error {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"unum"
+	"unum/carry/file"
 )
 
 // kill ends the file server as a crash does, and starts another one.
@@ -27,7 +27,7 @@ func (p *pair) kill() {
 // waitBegun waits until the file server has a request that it has not answered.
 func (p *pair) waitBegun() {
 	p.t.Helper()
-	tab, err := openTable(filepath.Join(p.dir, "fs.tab"))
+	tab, err := openTable(p.mount.Memory)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -278,23 +278,64 @@ func TestKilledWhileHomeIsSilent(t *testing.T) {
 	c.ended()
 }
 
-// Nobody who looks at the kept descriptors waits for a dead file server: a
-// daemon does so before it can help to start another one.
-func TestKeptDescriptorsWithoutServer(t *testing.T) {
+// A process that is killed in a call whose file server is dead, and whose
+// daemon too, ends as soon as there is a file server: a killed daemon may be
+// such a process, and the next one waits for its end.
+func TestKilledWithoutDaemon(t *testing.T) {
 	p := newPair(t)
-	ctx, stop := context.WithTimeout(context.Background(), 10*time.Second)
-	defer stop()
-	mnt, err := p.fs.Mount(ctx)
+	r, _ := pipe(t)
+	c := p.carry(r)
+	cmd := command(t, "cat")
+	cmd.Stdin = c.file
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c.started()
+	waitBlocked(t, cmd.Process.Pid, 0)
+	p.waitBegun()
+	p.fsproc.Process.Kill()
+	p.fsproc.Wait()
+	p.kinds["n2"].Close()
+	p.fs.Close()
+	cmd.Process.Kill()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	p.startServer()
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Error("it lives on")
+	}
+	p.fs = file.NewFS(file.FSConfig{Socket: file.SocketPath(p.dir), Peer: p.peer("n2")})
+	p.startKinds("n2")
+	g, err := p.kinds["n2"].All()[c.kind].ResumeGuest(context.Background(), c.pl, c.d)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer mnt.Close()
+	c.guest = g
+	c.ended()
+}
+
+// A daemon looks at what its predecessor had kept before it can serve anybody:
+// what it asks of a kept file of the mount waits for no file server, and a file
+// server would wait for the daemon.
+func TestKeptDescriptorsWithoutServer(t *testing.T) {
+	p := newPair(t)
+	c := p.carry(temp(t, os.O_RDWR, ""))
+	var before unix.Stat_t
+	if err := unix.Fstat(int(c.file.Fd()), &before); err != nil {
+		t.Fatal(err)
+	}
 	p.fsproc.Process.Kill()
 	p.fsproc.Wait()
 	done := make(chan error, 1)
 	go func() {
-		var st unix.Stat_t
-		done <- unix.Fstat(int(mnt.Fd()), &st)
+		var st unix.Statx_t
+		err := unix.Statx(int(c.file.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st)
+		if err == nil && (st.Ino != before.Ino || unix.Mkdev(st.Dev_major, st.Dev_minor) != before.Dev) {
+			err = fmt.Errorf("it is another file: %d of %d:%d", st.Ino, st.Dev_major, st.Dev_minor)
+		}
+		done <- err
 	}()
 	select {
 	case err := <-done:
@@ -302,7 +343,9 @@ func TestKeptDescriptorsWithoutServer(t *testing.T) {
 			t.Error(err)
 		}
 	case <-time.After(5 * time.Second):
-		t.Error("fstat waits for the file server")
+		t.Error("statx waits for the file server")
 	}
 	p.startServer()
+	c.started()
+	c.ended()
 }

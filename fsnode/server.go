@@ -7,14 +7,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/vmihailenco/msgpack/v5"
 	"golang.org/x/sys/unix"
 
 	"unum/carry/file"
-	"unum/sys"
 )
 
 // server is one file server process.
@@ -28,10 +26,9 @@ type server struct {
 	files *files
 	up    *uplink
 
-	// The mount, set once by the first hello.
-	dev, mnt *os.File
-	wake     *os.File // eventfd: the device loop shall end
-	ended    chan error
+	dev   *os.File
+	wake  *os.File // eventfd: the device loop shall end
+	ended chan error
 
 	mu       sync.Mutex
 	inflight map[uint64]*request
@@ -56,7 +53,7 @@ type request struct {
 const resendBit = 1 << 63
 
 func newServer(cfg Config) (*server, error) {
-	tab, err := openTable(filepath.Join(cfg.StateDir, "fs.tab"))
+	tab, err := openTable(cfg.Mount.Memory)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +63,7 @@ func newServer(cfg Config) (*server, error) {
 		return nil, err
 	}
 	s := &server{
-		cfg: cfg, log: cfg.Log, tab: tab, files: newFiles(tab),
+		cfg: cfg, log: cfg.Log, dev: cfg.Mount.Dev, tab: tab, files: newFiles(tab),
 		wake: os.NewFile(uintptr(fd), "eventfd"), ended: make(chan error, 1), inflight: map[uint64]*request{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -77,16 +74,23 @@ func newServer(cfg Config) (*server, error) {
 func (s *server) close() {
 	s.stop()
 	s.wg.Wait()
-	for _, f := range []*os.File{s.dev, s.mnt, s.wake} {
-		if f != nil {
-			f.Close()
-		}
-	}
+	s.wake.Close()
 	s.tab.close()
 }
 
-// run serves daemons, one after the other, until ctx ends or the mount does.
+// run serves the mount, and daemons, one after the other, until ctx ends or
+// the mount does. The mount goes first: what a daemon that is being killed has
+// asked of it ends only with an answer.
 func (s *server) run(ctx context.Context) error {
+	s.files.load()
+	s.resend()
+	s.wg.Go(func() { s.ended <- s.loop() })
+	defer func() {
+		s.stop()
+		s.wake.Write([]byte{1, 0, 0, 0, 0, 0, 0, 0})
+		<-s.ended
+		s.up.set(nil)
+	}()
 	path := file.SocketPath(s.cfg.StateDir)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -117,15 +121,6 @@ func (s *server) run(ctx context.Context) error {
 			}
 		}
 	}()
-	defer func() {
-		l.Close()
-		s.stop()
-		if s.dev != nil {
-			s.wake.Write([]byte{1, 0, 0, 0, 0, 0, 0, 0})
-			<-s.ended
-		}
-		s.up.set(nil)
-	}()
 	for {
 		select {
 		case <-ctx.Done():
@@ -142,26 +137,10 @@ func (s *server) run(ctx context.Context) error {
 	}
 }
 
-// welcome exchanges the descriptors of the mount with a daemon that has
-// connected, and makes its connection the one in use.
+// welcome gives the mount to a daemon that has connected, and makes its
+// connection the one in use.
 func (s *server) welcome(c *net.UnixConn) error {
-	_, kept, err := file.RecvFiles(c)
-	if err != nil {
-		return err
-	}
-	answer := byte(file.WelcomeServed)
-	switch {
-	case s.dev != nil:
-		closeAll(kept)
-	case len(kept) == 2 && s.resume(kept[0], kept[1]):
-	default:
-		closeAll(kept)
-		if err := s.mountNew(); err != nil {
-			return err
-		}
-		answer = file.WelcomeFresh
-	}
-	if err := file.SendFiles(c, answer, s.dev, s.mnt); err != nil {
+	if err := file.SendFiles(c, file.Welcome, s.cfg.Mount.Root); err != nil {
 		return err
 	}
 	l := file.NewLink(c, s.verb)
@@ -174,44 +153,6 @@ func (s *server) welcome(c *net.UnixConn) error {
 		l.Close()
 	}()
 	return nil
-}
-
-func closeAll(files []*os.File) {
-	for _, f := range files {
-		f.Close()
-	}
-}
-
-func (s *server) mountNew() error {
-	dev, mnt, err := sys.MountFuse("unum")
-	if err != nil {
-		return err
-	}
-	s.files.reset()
-	s.dev, s.mnt = dev, mnt
-	s.start()
-	return nil
-}
-
-// resume goes on with the mount of a predecessor; false if it is dead.
-func (s *server) resume(dev, mnt *os.File) bool {
-	p := []unix.PollFd{{Fd: int32(dev.Fd()), Events: unix.POLLIN}}
-	if _, err := unix.Poll(p, 0); err != nil || p[0].Revents&unix.POLLERR != 0 {
-		return false
-	}
-	s.files.load()
-	s.dev, s.mnt = dev, mnt
-	s.resend()
-	s.start()
-	return true
-}
-
-func (s *server) start() {
-	s.wg.Add(1)
-	go func() {
-		defer s.wg.Done()
-		s.ended <- s.loop()
-	}()
 }
 
 // verb answers the daemon.

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// table is the file server's memory of open files, in a file that is mapped
+// table is the file server's memory of open files, in a memfd that is mapped
 // shared: what is stored is there for a successor, whenever this process is
 // killed. Callers serialise allocation; a record's fields belong to whom they
 // were given.
@@ -26,10 +26,19 @@ const (
 type tableHead struct {
 	Magic uint64
 	Last  uint64 // the last number given to a node or a file handle
-	_     [14]uint64
+	Init  initOffer
+	_     [11]uint64
 	// Unanswered are the requests that were read and not answered, for kernels
 	// that do not send them again.
 	Unanswered [2048]unanswered
+}
+
+// initOffer is what the kernel said in its first request.
+type initOffer struct {
+	Flags        uint64
+	Major, Minor uint32
+	MaxReadAhead uint32
+	_            uint32
 }
 
 type unanswered struct{ Unique, Node uint64 }
@@ -63,32 +72,24 @@ const (
 	flagOpened              // of a node: the primary was opened
 )
 
-func openTable(path string) (*table, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
+// openTable maps the table in f, which the caller keeps. One that is empty is
+// of a mount that nobody has served.
+func openTable(f *os.File) (*table, error) {
 	size := tableSize()
 	if err := f.Truncate(int64(size)); err != nil {
 		return nil, err
 	}
 	mem, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		return nil, fmt.Errorf("map %s: %w", path, err)
+		return nil, fmt.Errorf("map %s: %w", f.Name(), err)
 	}
 	t := &table{mem: mem}
 	t.head, t.recs = tableViews(mem)
 	if t.head.Magic != tableMagic {
-		t.reset()
+		t.head.Last = 1 // the root's node id
+		t.head.Magic = tableMagic
 	}
 	return t, nil
-}
-
-func (t *table) reset() {
-	clear(t.mem)
-	t.head.Last = 1 // the root's node id
-	t.head.Magic = tableMagic
 }
 
 func (t *table) close() { unix.Munmap(t.mem) }

@@ -37,7 +37,7 @@ func newCarrier(ctx context.Context, d *Daemon, stub *deputy.Stub) (*carrier, er
 	}
 	c := &carrier{}
 	c.fs = file.NewFS(file.FSConfig{
-		Log: d.log, Socket: file.SocketPath(d.cfg.StateDir()), Keeper: keeper, Peer: d.peer,
+		Log: d.log, Socket: file.SocketPath(d.cfg.StateDir()), Peer: d.peer,
 	})
 	c.files = file.New(file.Config{
 		Env: env, FS: c.fs,

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -16,27 +15,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"unum"
-	"unum/carry"
-)
-
-// Names under which the mount is kept.
-const (
-	keptDevice = "fs.dev"
-	keptMount  = "fs.mnt"
 )
 
 // FSConfig says where the node's file server is.
 type FSConfig struct {
 	Log    *slog.Logger
 	Socket string // StateDir/fs.sock
-	Keeper carry.Keeper
 	Peer   func(unum.NodeID) (unum.Peer, error)
 }
 
 // FS is the daemon's side of the node's file server process. It connects, and
-// connects again whenever either side was restarted; it hands the kept
-// descriptors of the mount to a new file server, and passes the ops of bodies
-// on to their homes.
+// connects again whenever either side was restarted; it gets the mount from
+// it, and passes the ops of bodies on to their homes.
 type FS struct {
 	cfg  FSConfig
 	ctx  context.Context
@@ -112,7 +102,7 @@ func (f *FS) session() error {
 	}
 	stop := context.AfterFunc(f.ctx, func() { c.Close() })
 	defer stop()
-	mount, err := f.exchange(c)
+	mount, err := receiveMount(c)
 	if err != nil {
 		c.Close()
 		return err
@@ -133,36 +123,12 @@ func (f *FS) session() error {
 	return ErrLinkDown
 }
 
-// exchange offers what was kept and keeps what the file server answers with.
-func (f *FS) exchange(c *net.UnixConn) (*os.File, error) {
-	var kept []*os.File
-	for _, name := range []string{keptDevice, keptMount} {
-		k, err := f.cfg.Keeper.Take(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			break
-		}
-		if err != nil {
-			return nil, fmt.Errorf("take %s: %w", name, err)
-		}
-		defer k.Close()
-		kept = append(kept, k)
-	}
-	if len(kept) != 2 {
-		kept = nil
-	}
-	if err := SendFiles(c, helloByte, kept...); err != nil {
-		return nil, err
-	}
-	b, got, err := RecvFiles(c)
-	if err == nil && len(got) != 2 {
+// receiveMount takes the root of the mount from a file server that was just
+// connected to.
+func receiveMount(c *net.UnixConn) (*os.File, error) {
+	_, got, err := RecvFiles(c)
+	if err == nil && len(got) != 1 {
 		err = fmt.Errorf("file server sent %d descriptors", len(got))
-	}
-	if err == nil {
-		got[1], err = reopenDir(got[1])
-	}
-	if err == nil && b == WelcomeFresh {
-		err = errors.Join(f.cfg.Keeper.Drop(f.ctx, keptDevice), f.cfg.Keeper.Drop(f.ctx, keptMount),
-			f.cfg.Keeper.Keep(f.ctx, keptDevice, got[0]), f.cfg.Keeper.Keep(f.ctx, keptMount, got[1]))
 	}
 	if err != nil {
 		for _, g := range got {
@@ -170,34 +136,11 @@ func (f *FS) exchange(c *net.UnixConn) (*os.File, error) {
 		}
 		return nil, err
 	}
-	got[0].Close()
-	return got[1], nil
+	return got[0], nil
 }
 
-// reopenDir takes over the root of the mount and opens it for reading: what
-// fsmount returns is O_PATH, and the kernel gives no such descriptor to another
-// process's table (SECCOMP_IOCTL_NOTIF_ADDFD uses fget, which refuses it).
-func reopenDir(f *os.File) (*os.File, error) {
-	fd, err := unix.Openat(int(f.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return f, fmt.Errorf("open the mount's root: %w", err)
-	}
-	f.Close()
-	// The keeper will compare it, also while no file server runs that could
-	// answer: now the kernel knows the root's attributes for good.
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		unix.Close(fd)
-		return f, fmt.Errorf("stat of the mount's root: %w", err)
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
-}
-
-const (
-	helloByte     = 'h'
-	WelcomeFresh  = 'f' // a new mount: keep these two
-	WelcomeServed = 's' // the mount that was served before
-)
+// Welcome is the byte that comes with the mount.
+const Welcome = 'w'
 
 // serve answers the file server's requests.
 func (f *FS) serve(ctx context.Context, v Verb, body []byte) ([]byte, error) {

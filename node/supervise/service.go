@@ -24,6 +24,8 @@ type service struct {
 	argv []string
 	nice int
 	log  string
+	// files lists what it inherits behind the standard streams; nil: nothing.
+	files func() ([]*os.File, error)
 
 	pid   int           // 0: stopped
 	began time.Time     // of the last start
@@ -47,6 +49,16 @@ func (s *service) start(now time.Time) error {
 		return err
 	}
 	defer null.Close()
+	files := []uintptr{null.Fd(), out.Fd(), out.Fd()}
+	if s.files != nil {
+		more, err := s.files()
+		if err != nil {
+			return err
+		}
+		for _, f := range more {
+			files = append(files, f.Fd())
+		}
+	}
 	// The child inherits the thread's priority, and all its threads with it;
 	// set afterwards it would reach the first thread only. What the caller may
 	// not do is no reason not to start.
@@ -55,7 +67,7 @@ func (s *service) start(now time.Time) error {
 	pid, err := syscall.ForkExec("/proc/self/exe", s.argv, &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   environ(),
-		Files: []uintptr{null.Fd(), out.Fd(), out.Fd()},
+		Files: files,
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 	runtime.KeepAlive(out)

@@ -1,6 +1,7 @@
 // Package supervise is the node supervisor, `unum init`: it keeps the daemon
 // and the file server running, and kills the node's world when no daemon has
-// been registered for the lease. In play it is pid 1 of the node's PID
+// been registered for the lease. It also holds the mount that the file server
+// serves, so that a new one finds it whatever else has died. In play it is pid 1 of the node's PID
 // namespace, so that its death ends the node; then it also reaps orphans, the
 // world's pid 1 among them.
 package supervise
@@ -22,8 +23,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"unum/node/config"
+	"unum/sys"
 	"unum/world"
 	"unum/world/cgroup"
+)
+
+// Places in supervisor.services.
+const (
+	daemon = iota
+	fileServer
 )
 
 const daemonNice = -15 // 821 false alarms of failure detection under load became none
@@ -45,6 +53,7 @@ type supervisor struct {
 	log      *slog.Logger
 	services []*service
 	lease    time.Duration
+	mount    *sys.FuseMount // the node's private one, which `unum fs` serves; nil: to be made
 
 	killing chan error // a world's end is on its way; nil otherwise
 }
@@ -73,12 +82,13 @@ func run(configPath string, lease time.Duration, log *slog.Logger) error {
 	for _, x := range []struct {
 		name string
 		nice int
-	}{{"daemon", daemonNice}, {"fs", 0}} {
+	}{daemon: {"daemon", daemonNice}, fileServer: {"fs", 0}} {
 		s.services = append(s.services, &service{
 			name: x.name, nice: x.nice, log: c.Log(x.name),
 			argv: []string{"unum", x.name, "--config", configPath},
 		})
 	}
+	s.services[fileServer].files = s.mountFiles
 	s.loop(signals)
 	s.end(signals)
 	return nil
@@ -199,10 +209,38 @@ func (s *supervisor) checkLease() time.Duration {
 		return s.lease - since
 	}
 	s.log.Error("no registered daemon, killing the world", "for", since.Round(time.Millisecond))
+	s.dropMount()
 	done := make(chan error, 1)
 	s.killing = done
 	go func() { done <- world.KillIn(context.Background(), s.group) }()
 	return 0
+}
+
+// mountFiles is the mount for a file server that is about to start.
+func (s *supervisor) mountFiles() (_ []*os.File, err error) {
+	if s.mount != nil && s.mount.Dead() {
+		s.mount.Close()
+		s.mount = nil
+	}
+	if s.mount == nil {
+		if s.mount, err = sys.NewFuseMount("unum"); err != nil {
+			return nil, err
+		}
+	}
+	return s.mount.Files(), nil
+}
+
+// dropMount ends the mount, and with it all calls on it: a process in one that
+// nobody answers could not be killed.
+func (s *supervisor) dropMount() {
+	if s.mount == nil {
+		return
+	}
+	s.mount.Close()
+	s.mount = nil
+	if pid := s.services[fileServer].pid; pid != 0 {
+		unix.Kill(pid, unix.SIGKILL) // it holds the device too; the next one gets a new mount
+	}
 }
 
 // startTime is when a process was born, as CLOCK_BOOTTIME, to 10 ms; 0 if it
@@ -232,6 +270,7 @@ func (s *supervisor) end(signals <-chan os.Signal) {
 	if os.Getpid() == 1 {
 		return
 	}
+	s.dropMount()
 	done := make(chan error, 1)
 	go func() { done <- world.KillIn(context.Background(), s.group) }()
 	for over := time.After(5 * time.Second); done != nil; {

@@ -18,6 +18,7 @@ import (
 
 	"unum"
 	"unum/node/config"
+	"unum/sys"
 	"unum/world"
 	"unum/world/cgroup"
 	"unum/world/worldtest"
@@ -55,6 +56,9 @@ func fake(name, path string) int {
 	nice, _ := unix.Getpriority(unix.PRIO_PROCESS, 0)
 	fmt.Fprintf(f, "%d nice %d\n", os.Getpid(), 20-nice)
 	f.Close()
+	if name == "fs" {
+		noteMount(filepath.Join(c.Dir, "fs.mounts"))
+	}
 	do, _ := os.ReadFile(filepath.Join(c.Dir, "do-"+name))
 	switch strings.TrimSpace(string(do)) {
 	case "exit":
@@ -80,6 +84,24 @@ func fake(name, path string) int {
 	}
 	unix.Pause() // not select: a program without cgo would be dead
 	return 0
+}
+
+// noteMount writes down the mount that a file server inherited, by the number
+// of its memory.
+func noteMount(file string) {
+	f, _ := os.OpenFile(file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+	defer f.Close()
+	m, err := sys.InheritedFuseMount(3)
+	if err != nil {
+		fmt.Fprintln(f, err)
+		return
+	}
+	st, err := m.Memory.Stat()
+	if err != nil {
+		fmt.Fprintln(f, err)
+		return
+	}
+	fmt.Fprintln(f, st.Sys().(*syscall.Stat_t).Ino, "dead", m.Dead())
 }
 
 type node struct {
@@ -224,6 +246,33 @@ func TestLease(t *testing.T) {
 	n.until("the world is killed", func() bool { return worldPid() == 0 })
 	if d := time.Since(began); d < testLease*8/10 || d > testLease*3/2 {
 		t.Errorf("killed after %v", d)
+	}
+}
+
+// Every file server gets the same mount, until the world is killed: then the
+// mount ends, and the next one gets another.
+func TestMount(t *testing.T) {
+	n := startNode(t, map[string]string{"daemon": "world"})
+	mounts := func() []string {
+		b, _ := os.ReadFile(filepath.Join(n.c.Dir, "fs.mounts"))
+		return strings.Split(strings.TrimSpace(string(b)), "\n")
+	}
+	n.until("a mount is there", func() bool { return mounts()[0] != "" })
+	first := mounts()[0]
+	if !strings.HasSuffix(first, "dead false") {
+		t.Fatal(first)
+	}
+	for i := range 3 {
+		unix.Kill(n.pid("fs"), unix.SIGKILL)
+		n.until("the next one is there", func() bool { return len(mounts()) == 2+i })
+		if got := mounts()[1+i]; got != first {
+			t.Errorf("mount %s, then %s", first, got)
+		}
+	}
+	unix.Kill(n.pid("daemon"), unix.SIGSTOP)
+	n.until("another mount is there", func() bool { return len(mounts()) == 5 })
+	if got := mounts()[4]; got == first || !strings.HasSuffix(got, "dead false") {
+		t.Errorf("mount %s, then %s", first, got)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"crypto/md5"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,8 +12,9 @@ import (
 )
 
 // killed sends kills at random moments until the job has ended, and returns
-// how many there were.
-func (j *job) killed(nodes []int, service string, least, most time.Duration) int {
+// how many there were. Of several services, with a space between them, each is
+// killed in turn, at once.
+func (j *job) killed(nodes []int, services string, least, most time.Duration) int {
 	n := 0
 	for {
 		wait := least + rand.N(most-least)
@@ -21,12 +23,14 @@ func (j *job) killed(nodes []int, service string, least, most time.Duration) int
 			return n
 		case <-time.After(wait):
 			for _, i := range nodes {
-				if j.c.killService(i, service) && j.runs() {
-					n++
+				for _, service := range strings.Fields(services) {
+					if j.c.killService(i, service) && j.runs() {
+						n++
+					}
 				}
 			}
 			// Some die again before they are up, but not all: nothing would go on.
-			if service == "daemon" && rand.N(3) > 0 {
+			if strings.Contains(services, "daemon") && rand.N(3) > 0 {
 				for _, i := range nodes {
 					j.c.awaitBeat(i, j.done)
 				}

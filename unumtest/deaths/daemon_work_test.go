@@ -11,17 +11,23 @@ import (
 	"unum/unumtest"
 )
 
-// who are the nodes whose daemons are killed. n1 is everybody's home.
-var who = []struct {
+// some are nodes whose daemons are killed together. n1 is everybody's home.
+type some struct {
 	name  string
 	nodes []int
-}{{"home", []int{0}}, {"guest", []int{1}}, {"both", []int{0, 1}}}
+}
+
+var who = []some{{"home", []int{0}}, {"guest", []int{1}}, {"both", []int{0, 1}}}
 
 // each runs a script once for every choice of nodes that die. If it was over
 // before anything was killed it is run again with more to do: MORE in its
 // environment says how many times as much, and out what it then writes.
 func (c *cluster) each(t *testing.T, service, script string, within time.Duration, out func(more int) string) {
-	for _, x := range who {
+	c.eachOf(t, who, service, script, within, out)
+}
+
+func (c *cluster) eachOf(t *testing.T, choices []some, service, script string, within time.Duration, out func(more int) string) {
+	for _, x := range choices {
 		t.Run(x.name, func(t *testing.T) {
 			c.t = t
 			for more, kills := 1, 0; kills == 0; more *= 4 {
@@ -219,5 +225,30 @@ func TestDaemonBuild(t *testing.T) {
 				c.each(t, service, rebuild(kind, 30), 300*time.Second, always("same 0"))
 			})
 		}
+	}
+}
+
+// Daemon and file server of a node die together, whichever is first, under a
+// build whose compilers share their output: either may be in a call that waits
+// for the other.
+func TestDaemonAndFileServerBuild(t *testing.T) {
+	c := start(t, 3)
+	project(t, c.dir, 10)
+	for _, services := range []string{"daemon fs", "fs daemon"} {
+		t.Run(services, func(t *testing.T) {
+			nodes := who[1:2] // the guest's, whose mount it is
+			if unumtest.Long() {
+				nodes = who
+			}
+			c.eachOf(t, nodes, services, rebuild("elsewhere", 10), 120*time.Second, always("same 0"))
+		})
+	}
+}
+
+// The same under writers of one log.
+func TestDaemonAndFileServerSharedLog(t *testing.T) {
+	c := start(t, 2)
+	for _, services := range []string{"daemon fs", "fs daemon"} {
+		t.Run(services, func(t *testing.T) { c.eachOf(t, who[1:], services, writers, 60*time.Second, written) })
 	}
 }
