@@ -41,6 +41,9 @@ type Registration struct {
 	Incarnation unum.Incarnation
 	Version     string
 	Voter       bool
+	// Fresh says that nothing lives of what ran on the node before. Its record
+	// gets another epoch, so that the others learn that, unless it was down.
+	Fresh bool
 	// Fixed asks for Index and no other, as where a node's PID range was
 	// decided before it registers.
 	Fixed bool
@@ -53,7 +56,7 @@ type Store interface {
 	// Register makes or takes over the node's record and begins its lease.
 	// A record of the same name keeps its index and its epoch, also after its
 	// lease ran out, so that a daemon that was restarted goes on; after left,
-	// its epoch is raised. Errors: ErrNoIndex when all 64 indexes are held,
+	// or if the registration is Fresh, its epoch is raised. Errors: ErrNoIndex when all 64 indexes are held,
 	// ErrExists when a node of that name lives at another address, or when a
 	// Fixed index is another node's or the record has another one.
 	Register(ctx context.Context, r Registration) (Lease, error)

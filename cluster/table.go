@@ -61,7 +61,7 @@ func (t *Table) Register(g Registration) (Record, error) {
 			return Record{}, err
 		}
 		r = Record{ID: g.ID, Index: index, Epoch: 1, State: unum.Joining}
-	case r.State == unum.Left:
+	case r.State == unum.Left, r.State != unum.Down && g.Fresh:
 		r.Epoch++
 		r.State = unum.Joining
 	case r.State == unum.Down: // its epoch was raised then

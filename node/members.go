@@ -53,8 +53,8 @@ func newMembers(d *Daemon) *members {
 const joinMax = 30 * time.Second
 
 // join registers the node with the coordination store; on the voter it starts
-// the store first.
-func (d *Daemon) join(ctx context.Context) error {
+// the store first. fresh: nothing lives of what ran here before.
+func (d *Daemon) join(ctx context.Context, fresh bool) error {
 	m := d.members
 	c := etcd.Config{
 		Node: d.cfg.Node, Voter: d.cfg.Voter, Voters: []unum.NodeID{d.cfg.CoordinatorNode},
@@ -79,7 +79,7 @@ func (d *Daemon) join(ctx context.Context) error {
 	defer cancel()
 	lease, err := m.store.Register(ctx, cluster.Registration{
 		ID: d.cfg.Node, Addr: d.cfg.Listen, Incarnation: d.inc, Version: unum.Version,
-		Voter: d.cfg.Voter, Fixed: true, Index: d.cfg.Index,
+		Voter: d.cfg.Voter, Fixed: true, Index: d.cfg.Index, Fresh: fresh,
 	})
 	if err != nil {
 		return err

@@ -111,13 +111,24 @@ func (d *Daemon) run(ctx context.Context) error {
 		return err
 	}
 	undo = append(undo, func() { d.wire.Close() })
+	fresh := false
+	err := step("find", func() (err error) {
+		fresh, err = d.findWorld(ctx)
+		return err
+	})
+	if err != nil {
+		return err
+	}
 	worldErr := make(chan error, 1)
 	// The world needs the node's index, which play has chosen already; the
 	// lease confirms it while the world starts.
 	go func() { worldErr <- step("world", func() error { return d.startWorld(ctx) }) }()
-	err := step("membership", func() error { return d.join(ctx) })
+	err = step("membership", func() error { return d.join(ctx, fresh) })
 	if werr := <-worldErr; err == nil {
 		err = werr
+	}
+	if err == nil && fresh {
+		err = d.known()
 	}
 	undo = append(undo, func() {
 		if d.members != nil {

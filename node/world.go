@@ -20,36 +20,66 @@ import (
 	"unum/world/cgroup"
 )
 
-// startWorld finds the world that a daemon before this one left, or makes one.
-func (d *Daemon) startWorld(ctx context.Context) error {
-	r := unum.RangeOf(d.cfg.Index)
-	filter, err := seccomp.Filter(seccomp.Params{Range: r, Cookie: d.cookie})
+// freshFile is there from when a world was not found until the cluster knows
+// that what ran in it is dead: the daemon may die in between, and the next one
+// find the new world.
+const freshFile = "fresh"
+
+// findWorld finds the world that a daemon before this one left. fresh says that
+// the others do not know yet that the one before it is gone.
+func (d *Daemon) findWorld(ctx context.Context) (fresh bool, err error) {
+	cfg, err := d.worldConfig()
 	if err != nil {
-		return err
+		return false, err
 	}
-	cfg := world.Config{
-		Node: d.cfg.Node, Hostname: d.cfg.Hostname, Range: r,
-		Root: d.cfg.Root, RunDir: d.cfg.RunDir, PubDir: d.cfg.PubDir(),
-		Cgroup: cgroup.Open(d.cfg.CgroupPath),
-		Stub:   deputy.ELF(), Filter: filter, Cookie: d.cookie, Log: d.log,
-	}
+	mark := filepath.Join(d.cfg.StateDir(), freshFile)
 	d.world, err = world.Attach(ctx, cfg)
-	if errors.Is(err, unum.ErrNoProcess) {
-		if err := d.forget(); err != nil {
+	switch {
+	case err == nil:
+		_, err := os.Stat(mark)
+		return err == nil, nil
+	case !errors.Is(err, unum.ErrNoProcess):
+		return false, err
+	}
+	d.world = nil
+	if err := d.forget(); err != nil {
+		return false, err
+	}
+	return true, os.WriteFile(mark, nil, 0o600)
+}
+
+// known is called when the cluster knows of the new world.
+func (d *Daemon) known() error { return os.Remove(filepath.Join(d.cfg.StateDir(), freshFile)) }
+
+// startWorld makes a world unless one was found.
+func (d *Daemon) startWorld(ctx context.Context) (err error) {
+	if d.world == nil {
+		cfg, err := d.worldConfig()
+		if err != nil {
 			return err
 		}
-		d.world, err = world.Start(ctx, cfg)
-	}
-	if err != nil {
-		return err
+		if d.world, err = world.Start(ctx, cfg); err != nil {
+			return err
+		}
 	}
 	d.root, err = os.OpenFile(fmt.Sprintf("/proc/%d/root", d.world.Pid1HostPid()), unix.O_PATH|unix.O_DIRECTORY, 0)
 	return err
 }
 
+func (d *Daemon) worldConfig() (world.Config, error) {
+	r := unum.RangeOf(d.cfg.Index)
+	filter, err := seccomp.Filter(seccomp.Params{Range: r, Cookie: d.cookie})
+	return world.Config{
+		Node: d.cfg.Node, Hostname: d.cfg.Hostname, Range: r,
+		Root: d.cfg.Root, RunDir: d.cfg.RunDir, PubDir: d.cfg.PubDir(),
+		Cgroup: cgroup.Open(d.cfg.CgroupPath),
+		Stub:   deputy.ELF(), Filter: filter, Cookie: d.cookie, Log: d.log,
+	}, err
+}
+
 // forget removes what is known of a world that has ended.
 func (d *Daemon) forget() error {
-	stay := []string{"cookie", "alive", "logs", "etcd", "etcd-run", "fs.sock", "fs.tab"}
+	stay := []string{"cookie", "alive", "logs", "etcd", "etcd-run", "fs.sock"}
 	dir := d.cfg.StateDir()
 	entries, err := os.ReadDir(dir)
 	if err != nil {

@@ -84,6 +84,11 @@ func tune(raw net.Conn) {
 	if rc, err := t.SyscallConn(); err == nil {
 		rc.Control(func(fd uintptr) {
 			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silentMax/time.Millisecond))
+			// Ask again every 200 ms or so in the first second, not at ever longer
+			// intervals, while little is on its way: the network that comes and
+			// goes would be met in a bad moment again and again (Linux 2.6.34,
+			// tcp(7); Documentation/networking/tcp-thin.rst).
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_THIN_LINEAR_TIMEOUTS, 1)
 			// Go on within a second after the network was cut: Linux 6.15,
 			// include/uapi/linux/tcp.h. Older kernels take up to twice the cut.
 			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, tcpRTOMax, 1000)

@@ -173,6 +173,15 @@ func testRestart(t *testing.T, e *env) {
 	if n := e.nodes(e.n1); len(n) != 2 || n[1].State != unum.Up || n[1].Incarnation != 3 {
 		t.Errorf("after the TTL: %+v", n)
 	}
+	// Another life begins, though nobody had noticed the end of the last.
+	fresh := reg("n2", 4)
+	fresh.Fresh = true
+	if n := e.register(e.n2, fresh).Node(); n.Index != 1 || n.Epoch != 2 || n.State != unum.Joining {
+		t.Errorf("fresh: %+v", n)
+	}
+	if err := e.lost(third); !errors.Is(err, unum.ErrStaleEpoch) {
+		t.Errorf("the lease of the life before: %v", err)
+	}
 }
 
 func testStates(t *testing.T, e *env) {

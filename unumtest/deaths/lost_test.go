@@ -179,3 +179,27 @@ func TestGuestIsLostWhileHomeIsAway(t *testing.T) {
 	close(stop)
 	j.want(20*time.Second, 0, "status 137")
 }
+
+// The world of a guest ends, with its daemon or without, and the next one is
+// there before anybody has missed the node: what ran in the first is known to
+// be dead all the same.
+func TestWorldEnds(t *testing.T) {
+	c := start(t, 3)
+	for _, daemon := range []bool{true, false} {
+		j := c.run(`UNUM_NODE=n2 sleep 1000; echo status $?`)
+		c.await("the body", 1, func() []int { return c.find(1, "sleep") })
+		pid1, err := c.node(1).WorldPid()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if daemon {
+			c.killService(1, "daemon")
+		}
+		syscall.Kill(pid1, syscall.SIGKILL)
+		if code := j.ended(patience); code != 0 || j.out.String() != "status 137\n" {
+			t.Fatalf("exit %d: %s", code, j.out.String())
+		}
+		c.awaitBack()
+		c.run(`UNUM_NODE=n2 sh -c 'exit 7'; echo $?`).want(20*time.Second, 0, "7")
+	}
+}
