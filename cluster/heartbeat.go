@@ -261,7 +261,7 @@ func (h *Heartbeats) tellLink(was, n unum.NodeInfo) {
 		h.log.Info("node left", "node", n.ID)
 		h.cfg.Link.Forget(n.ID)
 	case was.Epoch != n.Epoch || !living(was):
-		if living(was) { // a life whose end was not told, as the next one has begun
+		if was.Epoch != 0 && living(was) { // its end was not told, as the next life has begun
 			h.cfg.Link.Lost(n.ID, n.Epoch-1)
 		}
 		h.cfg.Link.Back(n.ID, n.Epoch)

@@ -3,6 +3,7 @@ package cluster_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -224,6 +225,28 @@ func TestHeartbeats(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "n3 left", func() bool { return n1.state("n3") == unum.Left && n1.link.noted("forget n3") })
+}
+
+// Nobody is lost who is seen for the first time, and a life that is followed by
+// the next one is, though nobody had missed it.
+func TestFreshLife(t *testing.T) {
+	w := mem.NewWorld(time.Minute)
+	n := &network{nodes: map[unum.NodeID]*link{}, cut: map[[2]unum.NodeID]bool{}, hung: map[unum.NodeID]bool{}}
+	n1, n2 := start(t, w, n, "n1"), start(t, w, n, "n2")
+	for _, m := range []*member{n1, n2} {
+		eventually(t, "both up", func() bool { return m.state("n1") == unum.Up && m.state("n2") == unum.Up })
+	}
+	l, err := n2.store.Register(t.Context(), cluster.Registration{ID: "n2", Addr: "n2", Incarnation: 2, Fresh: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n2.SetLease(l)
+	eventually(t, "n2 is back", func() bool { return n1.link.noted("back n2:2") })
+	n1.link.mu.Lock()
+	defer n1.link.mu.Unlock()
+	if want := []string{"back n2:1", "lost n2:1", "back n2:2"}; !slices.Equal(n1.link.log, want) {
+		t.Errorf("%q, want %q", n1.link.log, want)
+	}
 }
 
 // With one observer only, the lease decides.
