@@ -129,17 +129,31 @@ func ofAnyPlay(pid int) bool {
 	return strings.Contains(string(cg), "/unum-play-")
 }
 
-func (t *Trace) processes() []int { return allPids(t.of) }
+func (t *Trace) processes() []int {
+	return allPids(func(pid int) bool { return t.of(pid) && !ended(pid) })
+}
+
+// ended says whether a process is dead and only waits for pid 1, to which it
+// was left: in a container that may be a program that never asks.
+func ended(pid int) bool {
+	f := stat(pid)
+	return len(f) > 1 && f[0] == "Z" && f[1] == "1"
+}
+
+// stat returns the fields of /proc/PID/stat from the third on, proc(5).
+func stat(pid int) []string {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+}
 
 // startTime is when a process started, in clock ticks since the machine's
 // start: field 22 of /proc/PID/stat, proc(5). 0 if it has ended.
 func startTime(pid int) uint64 {
-	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+	f := stat(pid)
 	if len(f) < 20 {
 		return 0
 	}
-	n, _ := strconv.ParseUint(string(f[19]), 10, 64)
+	n, _ := strconv.ParseUint(f[19], 10, 64)
 	return n
 }
 
@@ -177,7 +191,7 @@ func (t *Trace) living() []string {
 		cmd, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		add("process %d: %s", pid, strings.ReplaceAll(string(cmd), "\x00", " "))
 	}
-	for _, pid := range allPids(func(int) bool { return true }) {
+	for _, pid := range allPids(func(pid int) bool { return !ended(pid) }) {
 		for _, f := range namespaces(pid) {
 			if ns, yes := t.holds(pid, f); yes {
 				add("namespace %s (%d), held by process %d", ns.link, ns.id, pid)
