@@ -73,10 +73,12 @@ func (l *Line) handle(m message) {
 		if m.Size == nil {
 			return
 		}
-		l.mu.Lock()
-		l.size = *m.Size
-		l.mu.Unlock()
-		l.control(func(fd int) { _ = sys.SetTtySize(fd, m.Size.winsize()) })
+		l.control(func(fd int) { // at once, or checkSize takes the old one for a body's
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.size = *m.Size
+			_ = sys.SetTtySize(fd, m.Size.winsize())
+		})
 	case opFg:
 		l.mu.Lock()
 		known := m.N != 0 && l.fg == unum.Pid(m.N)

@@ -116,12 +116,25 @@ func (hs *Homes) forget() {
 // Attach opens home's half of a session's terminal for one placement, also
 // where no descriptor refers to it. file is a descriptor of it or nil; it is
 // not kept.
-func (hs *Homes) Attach(_ context.Context, pl carry.Placement, d *Desc, file *os.File) (*HomeEnd, error) {
+func (hs *Homes) Attach(ctx context.Context, pl carry.Placement, d *Desc, file *os.File) (*HomeEnd, error) {
+	e, open, err := hs.attach(pl, d, file)
+	if err != nil {
+		return nil, wrap("carry", pl.Guest, pl.Pid, "terminal", err)
+	}
+	if open {
+		e.h.catchUp(ctx)
+	}
+	return e, nil
+}
+
+// attach is Attach without what the guest has to know first; open says that
+// others at the guest have the terminal already.
+func (hs *Homes) attach(pl carry.Placement, d *Desc, file *os.File) (e *HomeEnd, open bool, err error) {
 	key := homeKey{d.Sid, d.Dev, pl.Guest}
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
 	if hs.closed {
-		return nil, wrap("carry", pl.Guest, pl.Pid, "terminal", os.ErrClosed)
+		return nil, false, os.ErrClosed
 	}
 	h := hs.homes[key]
 	if h == nil || h.dead() {
@@ -130,8 +143,7 @@ func (hs *Homes) Attach(_ context.Context, pl carry.Placement, d *Desc, file *os
 		hs.k.go_(h.run)
 		hs.k.go_(h.write)
 	}
-	e, err := h.attach(pl, d, file)
-	return e, wrap("carry", pl.Guest, pl.Pid, "terminal", err)
+	return h.attach(pl, d, file)
 }
 
 // Serve is Attach for a descriptor.
@@ -244,7 +256,9 @@ type home struct {
 	modes   Modes // as agreed with the guest
 	size    Size
 	fg      unum.Pid
-	dirty   bool // the guest was told something since the last Sync
+	dirty   bool  // the guest was told something since the last Sync
+	shapes  int64 // how often it was told modes or a size
+	shaped  int64 // how many of these it has, for sure
 	want    int64
 	offered bool
 	passed  bool // the offer of the node that we have the terminal from
@@ -301,18 +315,19 @@ func (h *home) dead() bool {
 	return h.over || h.hung
 }
 
-func (h *home) attach(pl carry.Placement, d *Desc, file *os.File) (*HomeEnd, error) {
+func (h *home) attach(pl carry.Placement, d *Desc, file *os.File) (e *HomeEnd, open bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	open = h.tty != nil && h.live
 	if h.tty == nil {
 		f, err := h.k.openPrivate(d.Dev, d.HostPid, file)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		rc, err := f.SyscallConn()
 		if err != nil {
 			f.Close()
-			return nil, err
+			return nil, false, err
 		}
 		h.tty, h.rc, h.live, h.offered = f, rc, false, false
 		h.up = h.k.Guests.lineOf(f, d.Dev)
@@ -326,7 +341,7 @@ func (h *home) attach(pl carry.Placement, d *Desc, file *os.File) (*HomeEnd, err
 		h.linger = nil
 	}
 	h.release++ // an answer to an older question no longer counts
-	e := &HomeEnd{h: h, pl: pl, hostPid: d.HostPid, ctty: d.Ctty}
+	e = &HomeEnd{h: h, pl: pl, hostPid: d.HostPid, ctty: d.Ctty}
 	h.ends[e] = struct{}{}
 	if d.Fg && h.fg != pl.Pgid {
 		// The start request says so too, but it may overtake what the link
@@ -334,7 +349,7 @@ func (h *home) attach(pl carry.Placement, d *Desc, file *os.File) (*HomeEnd, err
 		h.fg = pl.Pgid
 		h.link.send(h.ctx, message{Op: opFg, N: int64(pl.Pgid)})
 	}
-	return e, nil
+	return e, open, nil
 }
 
 // Preconditions: mu is held.
@@ -450,6 +465,9 @@ func (e *HomeEnd) Commit() {
 	e.h.kickLocked()
 	offered := e.h.up.hasOffer()
 	e.h.mu.Unlock()
+	// What has changed since the start request was made, while nobody was there
+	// to be signalled.
+	e.h.k.go_(func() { e.h.sync(e.h.ctx) })
 	if offered {
 		e.h.passOffer(true)
 	}

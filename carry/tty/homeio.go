@@ -346,10 +346,38 @@ func (h *home) sync(ctx context.Context) {
 		out = append(out, message{Op: opFg, N: int64(fg)})
 	}
 	h.dirty = h.dirty || len(out) > 0
+	for _, m := range out {
+		if m.Op != opFg {
+			h.shapes++
+		}
+	}
 	h.mu.Unlock()
 	for _, m := range out {
 		h.link.send(ctx, m)
 	}
+}
+
+// catchUp returns when the guest has home's modes and size: a body finds there
+// what was set before its exec. They go by the link only while the terminal is
+// open there, and the start request may overtake that.
+func (h *home) catchUp(ctx context.Context) {
+	h.sync(ctx)
+	h.mu.Lock()
+	told := h.shapes
+	known := told == h.shaped
+	h.mu.Unlock()
+	if known {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, agentTime)
+	defer cancel()
+	if err := h.syncWait(ctx); err != nil {
+		h.k.log.Warn("bring a terminal up to date", "node", h.key.guest, "err", err)
+		return
+	}
+	h.mu.Lock()
+	h.shaped = max(h.shaped, told)
+	h.mu.Unlock()
 }
 
 // syncWait returns when the guest has done all it was told.

@@ -1,6 +1,7 @@
 package tty
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -210,6 +211,23 @@ func TestSize(t *testing.T) {
 	if got := s.run("placed stty rows 33; stty size; placed stty size"); got != "33 132\r\n33 132\r\n" {
 		t.Fatalf("%q", got)
 	}
+}
+
+// TestSizeWhileOpen: what is set while nobody in the foreground hears of it is
+// there for the next body, although another has the terminal open.
+func TestSizeWhileOpen(t *testing.T) {
+	s := newRig(t).bash()
+	s.run("placed sh -c ': > up; exec sleep 1000' &")
+	s.run("while [ ! -e up ]; do sleep 0.01; done")
+	for row := range uint16(5) {
+		if err := sys.SetTtySize(rawFD(s.tty), &unix.Winsize{Row: 50 + row, Col: 132}); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := s.run("placed stty size"), fmt.Sprintf("%d 132\r\n", 50+row); got != want {
+			t.Fatalf("%q, want %q", got, want)
+		}
+	}
+	s.run("kill %1")
 }
 
 func TestIsTerminal(t *testing.T) {
