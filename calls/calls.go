@@ -42,6 +42,9 @@ type Placements interface {
 	Subreaper(host int, on bool) error
 	// SignalBody sends a signal to the body of a deputy, past the deputy.
 	SignalBody(ctx context.Context, pid unum.Pid, sig unix.Signal, info *sys.Siginfo) error
+	// HandedOn returns when a signal that was sent to a deputy has been given to
+	// its body, if it can be.
+	HandedOn(ctx context.Context, pid unum.Pid, sig unix.Signal)
 	// ClaimGroup says whether a body is still to be given a group's signal, and
 	// notes that it is.
 	ClaimGroup(id uint64, pid unum.Pid) bool

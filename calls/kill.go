@@ -233,7 +233,11 @@ func (c *Calls) deliver(ctx context.Context, q *killReq) error {
 	if q.Thread && host != t.Tgid {
 		return unix.Tgkill(t.Tgid, host, sig)
 	}
-	return c.send(ctx, t, sig, info)
+	err = c.send(ctx, t, sig, info)
+	if away && err == nil {
+		c.cfg.Placed.HandedOn(ctx, t.Pid, sig)
+	}
+	return err
 }
 
 // send signals a process of this node. The kernel tells a receiver nothing

@@ -136,6 +136,10 @@ func (p placements) SignalBody(ctx context.Context, pid unum.Pid, sig unix.Signa
 
 func (p placements) Continued(pid unum.Pid, info *sys.Siginfo) { p.d.rexec.Continued(pid, info) }
 
+func (p placements) HandedOn(ctx context.Context, pid unum.Pid, sig unix.Signal) {
+	p.d.rexec.HandedOn(ctx, pid, sig)
+}
+
 func (p placements) InDeputy(ctx context.Context, pid unum.Pid, prog *deputy.Program) (*deputy.Result, error) {
 	return p.d.rexec.InDeputy(ctx, pid, prog)
 }

@@ -1,6 +1,7 @@
 package rexec
 
 import (
+	"context"
 	"log/slog"
 	"path/filepath"
 	"sync"
@@ -34,6 +35,7 @@ type Guests struct {
 	nurseries nurseries
 	nextID    func() uint64                 // of placements
 	reaper    func(host int, on bool) error // notes a body that is a subreaper
+	handedOn  func(context.Context, unum.NodeID)
 
 	recBodies   records[bodyRecord]
 	recSessions records[sessionRecord]

@@ -78,6 +78,7 @@ type placed struct {
 	signals chan *deputy.Signal
 	ready   chan struct{} // closed when the deputy stands, or never will (stub is nil)
 	done    chan struct{} // closed when the deputy is gone
+	over    chan struct{} // closed when its body is too, or has been told to
 	ctx     context.Context
 	cancel  context.CancelFunc // when the deputy is gone
 
@@ -96,7 +97,7 @@ func (p *placed) key() string { return p.place.Pid.String() }
 func (h *Homes) newPlaced(r *placedRecord, peer unum.Peer) *placed {
 	p := &placed{
 		placedRecord: *r, place: r.Place, peer: peer,
-		signals: make(chan *deputy.Signal, 1), ready: make(chan struct{}), done: make(chan struct{}),
+		signals: make(chan *deputy.Signal, 1), ready: make(chan struct{}), done: make(chan struct{}), over: make(chan struct{}),
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
@@ -196,9 +197,9 @@ func (h *Homes) ask(ctx context.Context, c *caller, p *placed) {
 	}
 	if err := h.convert(ctx, c, p); err != nil {
 		h.log.Warn("convert", "pid", p.place.Pid, "node", p.place.Guest, "err", err)
+		h.signalBody(p, unix.SIGKILL)
 		h.abandon(p)
 		h.cfg.Failed(c.task.Pid)
-		h.signalBody(p, unix.SIGKILL)
 	}
 }
 
@@ -217,6 +218,7 @@ func (h *Homes) abandon(p *placed) {
 		c.Close()
 	}
 	h.forget(p)
+	close(p.over)
 }
 
 func (h *Homes) forget(p *placed) {
@@ -581,6 +583,7 @@ func (h *Homes) gone(p *placed) {
 	p.mu.Lock()
 	ended := p.ended
 	p.mu.Unlock()
+	defer close(p.over)
 	close(p.done)
 	p.cancel()
 	if ended == nil {

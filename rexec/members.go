@@ -44,7 +44,7 @@ func (h *Homes) SignalBody(ctx context.Context, pid unum.Pid, sig unix.Signal, i
 	}
 	if sig == unix.SIGSTOP {
 		// A SIGCONT that was sent before must not arrive after it.
-		if err := p.overtaken(ctx); err != nil {
+		if err := p.overtaken(ctx, bit(unix.SIGCONT)); err != nil {
 			return err
 		}
 	}

@@ -126,6 +126,9 @@ func (g *Guests) tell(b *body, e *eventReq, final bool) {
 	if final && g.cfg.Reaped != nil {
 		e.Usage.Add(g.cfg.Reaped(b.stub.HostPid))
 	}
+	if final {
+		g.handedOn(ctx, b.place.Home)
+	}
 	peer, err := g.cfg.Peer(b.place.Home)
 	if err == nil {
 		_, err = unum.Call[struct{}](ctx, peer, "rexec.event", e)

@@ -70,8 +70,8 @@ func (s *Service) Stray(ctx context.Context, host int) bool {
 			return true
 		}
 		h.log.Error("take over a deputy", "pid", p.place.Pid, "err", err)
-		h.abandon(p)
 		h.signalBody(p, unix.SIGKILL)
+		h.abandon(p)
 	}
 	h.log.Info("a stray stub is ended", "host", host)
 	unix.Kill(host, unix.SIGKILL)
@@ -185,8 +185,8 @@ func (h *Homes) guard(p *placed) {
 	delete(h.redo, p.place.Pid)
 	h.mu.Unlock()
 	if still {
-		h.abandon(p)
 		h.signalBody(p, unix.SIGKILL)
+		h.abandon(p)
 	}
 }
 
@@ -218,8 +218,8 @@ func (h *Homes) again(n *seccomp.Notif, t *sys.Task, p *placed) {
 	ctx := context.Background()
 	c := &caller{n: n, task: t}
 	fail := func(err error) {
-		h.abandon(p)
 		h.signalBody(p, unix.SIGKILL)
+		h.abandon(p)
 		h.stay(c, err)
 	}
 	if err := h.reread(c); err != nil {

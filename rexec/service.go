@@ -53,6 +53,7 @@ func New(cfg Config, stub *os.File) (*Service, error) {
 	h.nursed = &s.Guests.nurseries
 	s.Guests.nextID = func() uint64 { return h.nextID.Add(1) }
 	s.Guests.reaper = h.Subreaper
+	s.Guests.handedOn = h.handedOnTo
 	s.Runs = newRuns(cfg, mk)
 	return s, os.MkdirAll(h.dumps, 0o1777)
 }

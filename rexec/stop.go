@@ -2,9 +2,6 @@ package rexec
 
 import (
 	"context"
-	"os"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -12,7 +9,6 @@ import (
 
 	"unum"
 	"unum/deputy"
-	"unum/seccomp"
 	"unum/sys"
 )
 
@@ -211,45 +207,6 @@ func (p *placed) goesOn(info *sys.Siginfo) bool {
 	defer p.mu.Unlock()
 	p.turns++
 	return info.Code() != echoCode
-}
-
-// overtaken returns when no SIGCONT that was sent before stands pending in the
-// deputy, or was taken by it and not yet passed on.
-func (p *placed) overtaken(ctx context.Context) error {
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for p.continues() {
-		select {
-		case <-tick.C:
-		case <-p.done:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
-}
-
-// continues says whether the deputy may have a SIGCONT to hand on. One that it
-// has taken it tells at once, so if none is pending and it waits, or stands
-// stopped, it has none.
-func (p *placed) continues() bool {
-	t, err := sys.ReadTask(p.Host)
-	if err != nil {
-		return false // gone
-	}
-	if t.SigPnd&(1<<(unix.SIGCONT-1)) != 0 {
-		return true
-	}
-	if t.State == 'T' {
-		return false
-	}
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(p.Host) + "/syscall")
-	if err != nil {
-		return false
-	}
-	nr, _, _ := strings.Cut(strings.TrimSpace(string(b)), " ")
-	return nr == "running" || nr == strconv.Itoa(seccomp.PRIV)
 }
 
 // recall finds in the deputy which stop it was given last. A program's tag is
