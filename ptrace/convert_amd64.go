@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -25,15 +24,13 @@ type Thread struct {
 func NewThread() *Thread {
 	t := &Thread{work: make(chan func())}
 	t.wg.Add(1)
-	go func() {
+	// If the thread is abandoned with a tracee, it dies and the kernel detaches.
+	goOnThread(func() {
 		defer t.wg.Done()
-		// Never unlocked: if the thread is abandoned with a tracee, it dies and
-		// the kernel detaches.
-		runtime.LockOSThread()
 		for f := range t.work {
 			f()
 		}
-	}()
+	})
 	return t
 }
 

@@ -21,11 +21,28 @@ var ErrNoFollow = errors.New("filters cannot be suspended")
 // that f left behind is detached by the kernel.
 func onThread(f func() error) error {
 	done := make(chan error, 1)
+	goOnThread(func() { done <- f() })
+	return <-done
+}
+
+// goOnThread starts f on an OS thread of its own, which ends with it. That is
+// never the main one, which Go parks for good instead of ending it.
+func goOnThread(f func()) {
 	go func() {
 		runtime.LockOSThread()
-		done <- f()
+		if unix.Gettid() != unix.Getpid() {
+			f()
+			return
+		}
+		elsewhere := make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			close(elsewhere)
+			f()
+		}()
+		<-elsewhere
+		runtime.UnlockOSThread()
 	}()
-	return <-done
 }
 
 // Finish lets the caller of a trapped call make it, and runs then with the

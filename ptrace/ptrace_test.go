@@ -477,3 +477,14 @@ func waitFor(t *testing.T, what string, cond func() bool) {
 		}
 	}
 }
+
+// The main thread, which Go does not end, is nobody's.
+func TestNotTheMainThread(t *testing.T) {
+	for range 2000 {
+		tid := make(chan int)
+		goOnThread(func() { tid <- unix.Gettid() })
+		if <-tid == unix.Getpid() {
+			t.Fatal("on the main thread")
+		}
+	}
+}
