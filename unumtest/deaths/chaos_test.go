@@ -45,7 +45,7 @@ func TestEverythingDies(t *testing.T) {
 		// sure: what dies costs no result. Else a job may fail, and says so.
 		sure bool
 	}{
-		{"services", 2 * time.Minute, []harm{killDaemon, killDaemon, killDaemons, killFiles, losePackets, losePackets}, true},
+		{"services", 2 * time.Minute, []harm{killDaemon, killDaemon, killDaemons, killFiles, killServices, losePackets, losePackets}, true},
 		{"agents too", time.Minute, []harm{killDaemon, killFiles, losePackets, killAgent, killAgent}, false},
 	} {
 		t.Run(x.name, func(t *testing.T) {
@@ -120,6 +120,15 @@ func killDaemons(c *cluster, rnd *rand.Rand) string {
 func killFiles(c *cluster, rnd *rand.Rand) string {
 	c.killService(rnd.IntN(len(c.Nodes())), "fs")
 	return "file server"
+}
+
+// killServices leaves a node without either, in any order.
+func killServices(c *cluster, rnd *rand.Rand) string {
+	i, both := rnd.IntN(len(c.Nodes())), []string{"daemon", "fs"}
+	first := rnd.IntN(2)
+	c.killService(i, both[first])
+	c.killService(i, both[1-first])
+	return "daemon and file server"
 }
 
 // losePackets is short enough for nobody to be taken for dead.

@@ -306,7 +306,7 @@ func (c *cluster) dump() {
 	out, _ := c.unum(ctx, "ps").CombinedOutput()
 	c.t.Logf("unum ps:\n%s", clip(string(out)))
 	tree, _ := exec.Command("sh", "-c", `for p in /proc/[0-9]*; do grep -qs unum-play-`+c.Name()+` $p/cgroup && {
-		echo "$p $(readlink $p/exe) $(tr '\0' ' ' < $p/cmdline | cut -c1-100)"; grep -h "^State\|^NSpid\|^PPid\|^ShdPnd" $p/status | tr '\n' ' '; cat $p/wchan; echo; ls -l $p/fd | awk '{print $9,$10,$11}' | tr '\n' ';'; echo; }; done`).Output()
+		echo "$p $(readlink $p/exe) $(tr '\0' ' ' < $p/cmdline | cut -c1-100)"; grep -h "^State\|^NSpid\|^PPid\|^ShdPnd" $p/status | tr '\n' ' '; cut -d' ' -f 3-8 $p/stat; cat $p/wchan; echo; ls -l $p/fd | awk '{print $9,$10,$11}' | tr '\n' ';'; echo; }; done`).Output()
 	keepTree := filepath.Join(os.TempDir(), "unum-deaths-failed", strconv.Itoa(os.Getpid()))
 	os.MkdirAll(keepTree, 0o700)
 	os.WriteFile(filepath.Join(keepTree, "processes"), tree, 0o600)

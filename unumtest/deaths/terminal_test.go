@@ -3,13 +3,17 @@ package deaths
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"strings"
 	"sync"
+	"testing"
 	"time"
 
 	"github.com/creack/pty"
+
+	"unum/unumtest"
 )
 
 // terminal is a bash on a terminal of the machine, by way of `unum run`.
@@ -94,6 +98,7 @@ func (r *terminal) want(text string) {
 		case <-r.done:
 			r.c.t.Fatalf("no %q: the terminal is closed after %q", text, clip(all))
 		case <-late:
+			r.c.dump()
 			r.c.t.Fatalf("no %q, but %q, after %q", text, clip(rest), clip(all))
 		}
 	}
@@ -150,5 +155,47 @@ func (r *terminal) leave() {
 	}
 	if r.cmd.Wait(); r.cmd.ProcessState.ExitCode() != 3 {
 		r.c.t.Errorf("the shell ended with %v", r.cmd.ProcessState)
+	}
+}
+
+// The same dialogue goes on while daemons die.
+func TestDaemonTerminal(t *testing.T) {
+	c := start(t, 2)
+	lasts := 5 * time.Second
+	if unumtest.Long() {
+		lasts = time.Minute
+	}
+	for _, x := range who {
+		t.Run(x.name, func(t *testing.T) {
+			c.t = t
+			term := c.terminal()
+			over, done := make(chan struct{}), make(chan int)
+			go func() {
+				kills := 0
+				for !closed(over) {
+					time.Sleep(100*time.Millisecond + rand.N(500*time.Millisecond))
+					for _, i := range x.nodes {
+						if c.killService(i, "daemon") {
+							kills++
+						}
+					}
+					if rand.N(3) > 0 {
+						for _, i := range x.nodes {
+							c.awaitBeat(i, over)
+						}
+					}
+				}
+				done <- kills
+			}()
+			stop := sync.OnceValue(func() int { close(over); return <-done })
+			defer stop()
+			i := 0
+			for end := time.Now().Add(lasts); time.Now().Before(end); i++ {
+				term.round(i)
+			}
+			t.Logf("%d dialogues, %d kills", i, stop())
+			term.leave()
+			c.awaitBack()
+		})
 	}
 }
