@@ -129,13 +129,29 @@ func (m *members) changed(nodes []unum.NodeInfo) {
 		}
 		// A life that ended may have been followed by the next one already.
 		old, known := m.lives[n.ID]
-		news := known && n.Epoch != old || !known && n.State == unum.Down
-		m.lives[n.ID] = n.Epoch
+		news := known && n.Epoch > old || !known && n.State == unum.Down
+		m.lives[n.ID] = max(old, n.Epoch)
 		m.mu.Unlock()
 		if news && n.ID != m.d.cfg.Node {
 			m.d.log.Warn("a node is lost", "peer", n.ID, "epoch", n.Epoch)
 			m.d.lost(n.ID)
 		}
+	}
+}
+
+// next is told by the link of a node that has begun another life, before that
+// asks for anything: what is lost is of the last one.
+func (m *members) next(id unum.NodeID, epoch unum.Epoch) {
+	m.mu.Lock()
+	old, known := m.lives[id]
+	news := known && epoch > old
+	if news {
+		m.lives[id] = epoch
+	}
+	m.mu.Unlock()
+	if news {
+		m.d.log.Warn("a node is lost, and back", "peer", id, "epoch", epoch)
+		m.d.lost(id)
 	}
 }
 

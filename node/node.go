@@ -217,7 +217,7 @@ func (d *Daemon) listen() error {
 	d.wire, err = wire.New(wire.Config{
 		Node: d.cfg.Node, Incarnation: d.inc, Cert: cert, CA: ca,
 		Protocol: "unum/1", Version: unum.Version, Hold: true,
-		Lookup: d.members.Lookup, Epoch: d.members.Epoch, Log: d.log,
+		Lookup: d.members.Lookup, Epoch: d.members.Epoch, Next: d.members.next, Log: d.log,
 	})
 	if err != nil {
 		return err

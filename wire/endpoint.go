@@ -28,6 +28,9 @@ type Config struct {
 	Lookup func(unum.NodeID) (addr string, ok bool)
 	// Epoch returns this node's epoch. nil counts as 0.
 	Epoch func() unum.Epoch
+	// Next is told of a node that connects in a later life than the one that is
+	// known here, before it can ask for anything. It must be quick. nil: nobody.
+	Next func(id unum.NodeID, epoch unum.Epoch)
 	// Dial makes the connections; nil is a net.Dialer.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	Log  *slog.Logger // nil discards

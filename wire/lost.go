@@ -76,7 +76,7 @@ func (r *remote) back(epoch unum.Epoch) {
 }
 
 // admits says whether a connection of that epoch of the peer may stand. A new
-// life ends the state lost. Epoch 0 is a node that has none yet.
+// life ends the state lost, and the life before it. Epoch 0 is a node that has none yet.
 func (r *remote) admits(epoch unum.Epoch) error {
 	r.mu.Lock()
 	lost, old, alive := r.isLost, r.lostEpoch, r.alive
@@ -87,6 +87,13 @@ func (r *remote) admits(epoch unum.Epoch) error {
 	case epoch != 0 && epoch < alive:
 		return fmt.Errorf("%w: %s is in epoch %d by now", unum.ErrStaleEpoch, r.id, alive)
 	case epoch > alive:
+		if alive != 0 && !(lost && old == epoch-1) {
+			// Its first connection is faster than the news of the end of the last.
+			r.setLost(epoch - 1)
+			if r.ep.cfg.Next != nil {
+				r.ep.cfg.Next(r.id, epoch)
+			}
+		}
 		r.back(epoch)
 	}
 	return nil

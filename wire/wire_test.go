@@ -426,6 +426,46 @@ func TestLost(t *testing.T) {
 	}
 }
 
+// A life of which nobody has told is followed by the next one: it ends before
+// that asks for anything.
+func TestNextLife(t *testing.T) {
+	c := newCluster(t)
+	lives := make(chan unum.Epoch, 10)
+	cfg := c.config("a")
+	cfg.Next = func(id unum.NodeID, epoch unum.Epoch) { lives <- epoch }
+	a := c.start(cfg)
+	ctx := within(t, 10*time.Second)
+	a.Handle("echo", func(_ context.Context, _ unum.NodeID, req []byte) ([]byte, error) {
+		return []byte(fmt.Sprint(len(lives))), nil
+	})
+	cfg = c.config("b")
+	cfg.Epoch = func() unum.Epoch { return 3 }
+	b := c.start(cfg)
+	running := make(chan struct{})
+	b.Handle("hold", func(ctx context.Context, _ unum.NodeID, _ []byte) ([]byte, error) {
+		close(running)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	if got, err := b.Peer("a").Call(ctx, "echo", nil); err != nil || string(got) != "0" {
+		t.Fatalf("the first life: %s, %v", got, err)
+	}
+	held := make(chan error, 1)
+	go func() { _, err := a.Peer("b").Call(ctx, "hold", nil); held <- err }()
+	<-running
+	b.Close()
+	cfg = c.config("b")
+	cfg.Epoch = func() unum.Epoch { return 4 }
+	cfg.Incarnation++
+	b = c.start(cfg)
+	if got, err := b.Peer("a").Call(ctx, "echo", nil); err != nil || string(got) != "1" {
+		t.Errorf("the second life: %s, %v", got, err)
+	}
+	if err := <-held; !errors.Is(err, unum.ErrNodeLost) {
+		t.Errorf("asked of the first life: %v", err)
+	}
+}
+
 func TestTell(t *testing.T) {
 	c := newCluster(t)
 	a, b := c.node("a"), c.node("b")
