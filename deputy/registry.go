@@ -22,6 +22,7 @@ type Registry struct {
 	births   map[unum.Pid]*expectation // by world PID
 	converts map[int]*expectation      // by host PID
 	children map[int]*expectation      // by the parent's host PID
+	awaited  map[int]chan struct{}     // by host PID; closed when it is known
 	wg       sync.WaitGroup
 	closed   bool
 }
@@ -43,6 +44,7 @@ func NewRegistry(log *slog.Logger) *Registry {
 		births:   map[unum.Pid]*expectation{},
 		converts: map[int]*expectation{},
 		children: map[int]*expectation{},
+		awaited:  map[int]chan struct{}{},
 	}
 }
 
@@ -66,6 +68,33 @@ func (r *Registry) Handle(n *seccomp.Notif) bool {
 	}
 	s.handle(n)
 	return true
+}
+
+// Known returns a channel that is closed once a process is a stub that is known.
+// Who has a call for which Handle returned false, and other things to wait for,
+// offers it again then: a stub that is adopted may have called before that, and
+// calls no more until it is answered.
+func (r *Registry) Known(host int) <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ch := r.awaited[host]
+	if ch != nil {
+		return ch
+	}
+	ch = make(chan struct{})
+	if r.byHost[host] != nil {
+		close(ch)
+	} else {
+		r.awaited[host] = ch
+	}
+	return ch
+}
+
+// Unawait forgets a channel of Known that nobody waits for any more.
+func (r *Registry) Unawait(host int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.awaited, host)
 }
 
 // greet makes the Stub of a process that was expected.
@@ -122,6 +151,10 @@ func (r *Registry) handle(host int, pid unum.Pid, st state, first []*job, stub b
 	}
 	if stub {
 		r.byHost[host] = s
+		if ch := r.awaited[host]; ch != nil {
+			close(ch)
+			delete(r.awaited, host)
+		}
 	}
 	r.wg.Add(1)
 	go r.watch(s)

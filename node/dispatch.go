@@ -62,13 +62,23 @@ func (p *dispatcher) handle(n *seccomp.Notif) {
 }
 
 // private is a stub's own call. One that is not known yet may be a stub of the
-// daemon before this one.
+// daemon before this one: it is adopted before placement stands, which may need
+// it, or is a stray.
 func (p *dispatcher) private(n *seccomp.Notif) {
 	if p.d.stubs.Handle(n) {
 		return
 	}
+	known := p.d.stubs.Known(n.Tid)
 	go func() {
-		<-p.ready
+		select {
+		case <-known:
+			if p.d.stubs.Handle(n) {
+				return
+			}
+			<-p.ready
+		case <-p.ready:
+			p.d.stubs.Unawait(n.Tid)
+		}
 		if !p.d.stubs.Handle(n) {
 			if p.rexec.Stray(context.Background(), n.Tid) && p.d.stubs.Handle(n) {
 				return

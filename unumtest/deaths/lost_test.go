@@ -88,18 +88,30 @@ func TestBodyNodeEnds(t *testing.T) {
 // knows what that has done, so it is not run again.
 func TestNodeEndsBeforeItAnswers(t *testing.T) {
 	c := start(t, 3)
-	if err := syscall.Kill(c.node(1).Daemon(), syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	j := c.run(`UNUM_NODE=n2 sh -c 'echo ran >> $D/ran' & wait $!; echo status $?; ls $D`)
-	c.await("the caller", 1, func() (held []int) {
-		for _, p := range c.find(0, "bash") {
-			if t, err := sys.ReadStatus(p); err == nil && t.Tracer != 0 {
-				held = append(held, p)
+	ran := filepath.Join(c.dir, "ran")
+	var j *job
+	for held := false; !held; {
+		os.Remove(ran)
+		gate := c.gate("go")
+		j = c.run(`read line < $D/go; UNUM_NODE=n2 sh -c 'echo ran >> $D/ran' & wait $!; echo status $?; ls $D`)
+		pass := c.arrived(gate)
+		if err := syscall.Kill(c.node(1).Daemon(), syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		pass()
+		os.Remove(gate)
+		for over := false; !held && !over; time.Sleep(5 * time.Millisecond) {
+			over = !j.runs()
+			for _, p := range c.find(0, "bash") {
+				t, err := sys.ReadStatus(p)
+				held = held || err == nil && t.Tracer != 0
 			}
 		}
-		return held
-	})
+		if !held { // n2 was suspect before it was asked, so the command stayed at home
+			syscall.Kill(c.node(1).Daemon(), syscall.SIGCONT)
+			c.awaitBack()
+		}
+	}
 	c.Kill(1)
 	if code := j.ended(10 * time.Second); code != 0 || j.out.String() != "status 137\n" {
 		t.Fatalf("exit %d: %s", code, j.out.String())
