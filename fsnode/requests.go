@@ -29,6 +29,11 @@ func (s *server) lookup(h *fuse.InHeader, b []byte) {
 		return
 	}
 	n, errno := s.files.register(r)
+	if errno == 0 && s.files.opened(n) && !s.files.inUse(n) {
+		// A daemon died with it before a body had it, and the next one wants it
+		// for the same placement: home is being told, or was, that it is closed.
+		errno = unix.EIO
+	}
 	if errno != 0 {
 		s.reply(h.Unique, errno)
 		return

@@ -349,3 +349,27 @@ func TestKeptDescriptorsWithoutServer(t *testing.T) {
 	c.started()
 	c.ended()
 }
+
+// What was opened and closed is not opened again: home knows, or will, that it
+// is closed, and who then wrote would be told so in the midst of it.
+func TestOpenedAgainAfterClose(t *testing.T) {
+	p := newPair(t)
+	c := p.carry(temp(t, os.O_RDWR, ""))
+	silent, n := make(chan struct{}), p.nodes["n1"]
+	n.mu.Lock()
+	handle := n.handlers["carry.file.op"]
+	n.handlers["carry.file.op"] = func(ctx context.Context, from unum.NodeID, req []byte) ([]byte, error) {
+		<-silent // the release is under way
+		return handle(ctx, from, req)
+	}
+	n.mu.Unlock()
+	c.guest.Started(false) // closes what it holds
+	c.file.Close()
+	time.AfterFunc(100*time.Millisecond, func() { close(silent) })
+	ctx, stop := context.WithTimeout(context.Background(), 10*time.Second)
+	defer stop()
+	if g, err := p.kinds["n2"].All()[c.kind].Land(ctx, c.pl, c.d); err == nil {
+		g.Close()
+		t.Error("it was opened again")
+	}
+}
