@@ -31,6 +31,8 @@ type suite struct {
 
 const scriptFromPipe = "a pipe whose read end others hold looks like a regular file, and mksh seeks in it"
 
+const interrupted = "zsh, whose SIGCHLD restarts nothing, may have it in the midst of tcsetpgrp, which is trapped"
+
 const otherDevice = "a file whose description others hold is one of another device than its name"
 
 // automake runs the tests of a folder, and tells them by the files in which
@@ -105,6 +107,30 @@ done`,
 for n in $(grep -x '[A-Za-z0-9_-]*' $out/log | sort -u); do
 	[ -e _$n ] && echo $n FAIL || echo $n PASS
 done`,
+	},
+	{
+		// Another make than GNU's, which starts its jobs in its own way. Its
+		// sources it looks for in a folder of its name.
+		name: "bmake", pkg: "bmake",
+		build: `ln -s . bmake && cd bmake && sh ./boot-strap -o Linux op=build && test -x Linux/bmake`,
+		tests: `src=$PWD && cd $out
+$src/Linux/bmake -r -m / TEST_MAKE=$src/Linux/bmake UNIT_TESTS=$src/unit-tests -f $src/unit-tests/Makefile -k all >/dev/null 2>&1
+for o in *.out; do
+	cmp -s $o $src/unit-tests/${o%.out}.exp
+	echo ${o%.out} $?
+done`,
+	},
+	{
+		// All but the line editor and completion. A file a test.
+		name: "zsh", pkg: "zsh",
+		build: `./configure -q --with-tcsetpgrp CFLAGS=-O1 && make -s -j4 && make -s MODDIR=$PWD/Test/Modules install.modules`,
+		tests: `cd Test
+export ZTST_testdir=$PWD ZTST_srcdir=$PWD ZTST_exe=../Src/zsh
+for x in ${only:-[A-W]*.ztst}; do
+	timeout --foreground -k 2 180 ../Src/zsh +Z -f ./ztst.zsh ./$x >/dev/null 2>&1
+	echo $x $?
+done`,
+		known: map[string]string{"W02jobs.ztst": interrupted},
 	},
 }
 
