@@ -309,7 +309,7 @@ func (c *cluster) dump() {
 		echo "$p $(readlink $p/exe) $(tr '\0' ' ' < $p/cmdline | cut -c1-100)"; grep -h "^State\|^NSpid\|^PPid\|^ShdPnd" $p/status | tr '\n' ' '; cut -d' ' -f 3-8 $p/stat; cat $p/wchan; echo; ls -l $p/fd | awk '{print $9,$10,$11}' | tr '\n' ';'; echo; }; done`).Output()
 	keepTree := filepath.Join(os.TempDir(), "unum-deaths-failed", strconv.Itoa(os.Getpid()))
 	os.MkdirAll(keepTree, 0o700)
-	os.WriteFile(filepath.Join(keepTree, "processes"), tree, 0o600)
+	os.WriteFile(filepath.Join(keepTree, strings.ReplaceAll(c.t.Name()[4:], "/", "-")+"-processes"), tree, 0o600)
 	for i := range c.Nodes() {
 		n := c.node(i)
 		if pid := n.Daemon(); pid != 0 {
