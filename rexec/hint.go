@@ -2,6 +2,7 @@ package rexec
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"slices"
 	"sync"
@@ -12,13 +13,14 @@ import (
 )
 
 // Every exec is asked for its UNUM_NODE, also the many that stay here: what is
-// done for it is most of what an exec in a world costs more than another. The
-// strings of an environment lie in a few pages, and looking into another
-// process is what costs, so whole pages are read; and together with the
-// pointers those pages in which the strings lay the last time.
+// done for it is most of what an exec in a world costs more than another.
+// Looking into another process is what costs, so of each page in which strings
+// lie their span is read at once; and together with the pointers those spans in
+// which the strings lay the last time.
 const (
 	hintBatch   = 256 // pointers at a time
-	hintPages   = 12  // of strings for a batch; if there are more, each string is read
+	hintPages   = 64  // of strings for a batch; if there are more, each string is read
+	hintAhead   = 64  // of a string, where its page has it: the value too, mostly
 	hintGuesses = 8
 	pageSize    = 4096
 )
@@ -27,53 +29,73 @@ const (
 type hintReader struct {
 	pid    int
 	ptrs   [8 * hintBatch]byte
-	need   pageSet // the strings' pages
-	have   pageSet // what is in mem, one after the other
-	mem    [hintPages * pageSize]byte
-	local  [2]unix.Iovec
+	need   spans                      // where the strings lie
+	have   spans                      // what is in mem
+	mem    [hintPages * pageSize]byte // span i's page is the i-th
+	local  [1 + hintPages]unix.Iovec
 	remote [1 + hintPages]unix.RemoteIovec
 
 	guesses [hintGuesses]hintGuess
 	oldest  int
 }
 
-// hintGuess says in which pages the strings of the pointers at env were.
+// hintGuess says where the strings of the pointers at env were.
 type hintGuess struct {
-	env   uint64
-	pages pageSet
+	env uint64
+	at  spans
 }
 
-// pageSet is a set of addresses of pages, ascending.
-type pageSet struct {
+// span is the part of a page from lo to before hi.
+type span struct {
+	page   uint64
+	lo, hi int
+}
+
+// spans has at most one span of a page, ascending.
+type spans struct {
 	n int
-	a [hintPages]uint64
+	a [hintPages]span
 }
 
-func (s *pageSet) all() []uint64 { return s.a[:s.n] }
+func (s *spans) all() []span { return s.a[:s.n] }
 
-// add adds a page, and says whether there was room for it.
-func (s *pageSet) add(page uint64) bool {
-	i, have := slices.BinarySearch(s.all(), page)
+// find returns where a page's span is, or would be.
+func (s *spans) find(page uint64) (i int, ok bool) {
+	return slices.BinarySearchFunc(s.all(), page, func(x span, page uint64) int { return cmp.Compare(x.page, page) })
+}
+
+// add adds a part of a page, and says whether there was room for it.
+func (s *spans) add(page uint64, lo, hi int) bool {
+	i, have := s.find(page)
 	switch {
 	case have:
+		s.a[i].lo, s.a[i].hi = min(s.a[i].lo, lo), max(s.a[i].hi, hi)
 		return true
 	case s.n == len(s.a):
 		return false
 	}
 	copy(s.a[i+1:s.n+1], s.a[i:s.n])
-	s.a[i] = page
+	s.a[i] = span{page, lo, hi}
 	s.n++
 	return true
 }
 
-// covers says whether o's pages are all in s.
-func (s *pageSet) covers(o *pageSet) bool {
+// size is how many bytes they are.
+func (s *spans) size() (n int) {
+	for _, x := range s.all() {
+		n += x.hi - x.lo
+	}
+	return n
+}
+
+// covers says whether all of o is in s.
+func (s *spans) covers(o *spans) bool {
 	i := 0
-	for _, page := range o.all() {
-		for i < s.n && s.a[i] < page {
+	for _, x := range o.all() {
+		for i < s.n && s.a[i].page < x.page {
 			i++
 		}
-		if i == s.n || s.a[i] != page {
+		if i == s.n || s.a[i].page != x.page || s.a[i].lo > x.lo || s.a[i].hi < x.hi {
 			return false
 		}
 	}
@@ -112,10 +134,10 @@ func (r *hintReader) pointers(env uint64) (n int, end bool) {
 		return 0, true
 	}
 	if g := r.guess(env); g != nil {
-		r.have = g.pages
+		r.have = g.at
 	}
 	got, err := r.read(env, len(r.ptrs))
-	if got < len(r.ptrs)+r.have.n*pageSize {
+	if got < len(r.ptrs)+r.have.size() {
 		r.have.n = 0 // not as it was
 		got = min(got, len(r.ptrs))
 	}
@@ -144,8 +166,7 @@ func (r *hintReader) find(env uint64, ptrs []byte) (at uint64, value []byte, ok 
 		at := binary.LittleEndian.Uint64(ptrs)
 		head := one[:]
 		if whole {
-			i, _ := slices.BinarySearch(r.have.all(), at&^(pageSize-1))
-			head = r.mem[i*pageSize+int(at%pageSize) : r.gapless(i)]
+			head = r.from(at)
 		} else {
 			n, _ := sys.ReadMem(r.pid, at, head)
 			head = head[:max(n, 0)]
@@ -157,13 +178,17 @@ func (r *hintReader) find(env uint64, ptrs []byte) (at uint64, value []byte, ok 
 	return 0, nil, false
 }
 
-// strings sees to it that the pages are read in which the strings' heads lie, and
-// says whether they all are.
+// strings sees to it that the heads of the strings are read, and says whether
+// they all are.
 func (r *hintReader) strings(env uint64, ptrs []byte) bool {
 	r.need.n = 0
 	for ; len(ptrs) > 0; ptrs = ptrs[8:] {
 		at := binary.LittleEndian.Uint64(ptrs)
-		if !r.need.add(at&^(pageSize-1)) || !r.need.add((at+uint64(len(hintKey))-1)&^(pageSize-1)) {
+		page, lo := at&^(pageSize-1), int(at%pageSize)
+		if !r.need.add(page, lo, min(lo+hintAhead, pageSize)) {
+			return false
+		}
+		if over := lo + len(hintKey) - pageSize; over > 0 && !r.need.add(page+pageSize, 0, over) {
 			return false
 		}
 	}
@@ -172,7 +197,7 @@ func (r *hintReader) strings(env uint64, ptrs []byte) bool {
 	}
 	r.have = r.need
 	n, err := r.read(0, 0)
-	if err != nil || n != r.have.n*pageSize {
+	if err != nil || n != r.have.size() {
 		return false
 	}
 	g := r.guess(env)
@@ -193,30 +218,28 @@ func (r *hintReader) guess(env uint64) *hintGuess {
 	return nil
 }
 
-// read reads size bytes of pointers at env and then the pages of have, and
-// returns how much it could read.
+// read reads size bytes of pointers at env and then what have says, and returns
+// how much it could read.
 func (r *hintReader) read(env uint64, size int) (int, error) {
 	local, remote := r.local[:0], r.remote[:0]
 	if size > 0 {
 		local = append(local, unix.Iovec{Base: &r.ptrs[0], Len: uint64(size)})
 		remote = append(remote, unix.RemoteIovec{Base: uintptr(env), Len: size})
 	}
-	for i, at := range r.have.all() {
-		if i > 0 && at == r.have.a[i-1]+pageSize {
-			remote[len(remote)-1].Len += pageSize
-		} else {
-			remote = append(remote, unix.RemoteIovec{Base: uintptr(at), Len: pageSize})
-		}
-	}
-	if r.have.n > 0 {
-		local = append(local, unix.Iovec{Base: &r.mem[0], Len: uint64(r.have.n * pageSize)})
+	for i, x := range r.have.all() {
+		local = append(local, unix.Iovec{Base: &r.mem[i*pageSize+x.lo], Len: uint64(x.hi - x.lo)})
+		remote = append(remote, unix.RemoteIovec{Base: uintptr(x.page) + uintptr(x.lo), Len: x.hi - x.lo})
 	}
 	return unix.ProcessVMReadv(r.pid, local, remote, 0)
 }
 
-// gapless returns where the pages end that follow page i without a gap.
-func (r *hintReader) gapless(i int) int {
-	for i++; i < r.have.n && r.have.a[i] == r.have.a[i-1]+pageSize; i++ {
+// from returns what was read from at on, which is in have.
+func (r *hintReader) from(at uint64) []byte {
+	i, _ := r.have.find(at &^ (pageSize - 1))
+	begin, end := i*pageSize+int(at%pageSize), i*pageSize+r.have.a[i].hi
+	if next := i + 1; r.have.a[i].hi == pageSize && next < r.have.n &&
+		r.have.a[next].page == r.have.a[i].page+pageSize && r.have.a[next].lo == 0 {
+		end = next*pageSize + r.have.a[next].hi
 	}
-	return i * pageSize
+	return r.mem[begin:end]
 }

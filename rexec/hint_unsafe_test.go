@@ -46,7 +46,7 @@ func TestReadHint(t *testing.T) {
 		}
 		return append(append(ptrs, last...), 0)
 	}
-	a := newArea(t, 64)
+	a := newArea(t, 128)
 	for _, c := range []struct {
 		name, want string
 		ptrs       func() []uint64
@@ -60,7 +60,8 @@ func TestReadHint(t *testing.T) {
 		{"at the end of the memory", "n4", func() []uint64 { return many(a, 40, 32, a.put(-13, "UNUM_NODE=n4")) }},
 		{"shorter, at the end of the memory", "", func() []uint64 { return many(a, 40, 32, a.put(-5, "UNUM")) }},
 		{"after one at the end of the memory", "n5", func() []uint64 { return many(a, 40, 32, a.put(-5, "UNUM"), a.put(20000, "UNUM_NODE=n5")) }},
-		{"in more pages than are read", "n6", func() []uint64 { return many(a, 40, pageSize, a.put(50*pageSize, "UNUM_NODE=n6")) }},
+		{"in more pages than are read", "n6", func() []uint64 { return many(a, 90, pageSize, a.put(100*pageSize, "UNUM_NODE=n6")) }},
+		{"in many pages", "n6", func() []uint64 { return many(a, 40, pageSize+7, a.put(50*pageSize, "UNUM_NODE=n6")) }},
 		{"no value", "", func() []uint64 { return many(a, 3, 32, a.put(20000, "UNUM_NODE=")) }},
 		{"another's name", "", func() []uint64 { return many(a, 3, 32, a.put(20000, "UNUM_NODES=n2"), a.put(21000, "XUNUM_NODE=n2")) }},
 		{"the first of two", "n7", func() []uint64 { return many(a, 3, 32, a.put(22000, "UNUM_NODE=n7"), a.put(21000, "UNUM_NODE=n8")) }},
