@@ -70,6 +70,8 @@ type Heartbeats struct {
 	turn   sync.Mutex
 	alone  bool          // what Isolated was told
 	ticked time.Duration // the last tick
+	every  time.Duration // between ticks
+	ticker *sys.Ticker
 
 	// mu guards the rest. It is never held while calling Store or Link.
 	mu    sync.Mutex
@@ -129,18 +131,15 @@ func (h *Heartbeats) Start(ctx context.Context, l Lease) error {
 		return err
 	}
 	h.cancel = cancel
+	h.every, h.ticker = h.cfg.Detect.Period, t
 	h.SetLease(l)
 	h.measure()
 	h.cfg.Link.HandleTell(beatMethod, h.heard)
 	h.cfg.Link.OnLink(h.linkChanged)
 	h.wg.Go(func() { h.loop(run, rows) })
 	h.wg.Go(func() {
-		every := h.cfg.Detect.Period
 		for t.Wait() == nil {
-			if next := h.tick(run); next != every {
-				every = next
-				t.Reset(every)
-			}
+			h.tick(run)
 		}
 	})
 	h.wg.Go(func() {
@@ -200,7 +199,9 @@ func (h *Heartbeats) loop(ctx context.Context, rows <-chan []unum.NodeInfo) {
 				continue
 			}
 			h.turn.Lock()
-			h.members(list)
+			if h.members(list) {
+				h.pace(h.cfg.Detect.Period)
+			}
 			h.changed()
 			h.turn.Unlock()
 		case <-h.dirty:
@@ -217,9 +218,18 @@ func (h *Heartbeats) changed() {
 	}
 }
 
-// members takes a new membership. The link is told first who is lost and who
-// lives: who sees a node up can call it.
-func (h *Heartbeats) members(list []unum.NodeInfo) {
+// pace sets the time between ticks. Preconditions: turn is held.
+func (h *Heartbeats) pace(every time.Duration) {
+	if every != h.every {
+		h.every = every
+		h.ticker.Reset(every)
+	}
+}
+
+// members takes a new membership, and says whether it has a living node besides
+// this one. The link is told first who is lost and who lives: who sees a node
+// up can call it.
+func (h *Heartbeats) members(list []unum.NodeInfo) (others bool) {
 	h.mu.Lock()
 	old := h.rows
 	h.mu.Unlock()
@@ -232,6 +242,7 @@ func (h *Heartbeats) members(list []unum.NodeInfo) {
 		}
 		if n.ID != h.cfg.Node {
 			h.tellLink(old[n.ID], n)
+			others = others || living(n)
 		}
 	}
 	for id := range old {
@@ -248,6 +259,7 @@ func (h *Heartbeats) members(list []unum.NodeInfo) {
 		}
 	}
 	h.det.Members(h.now(), alive)
+	return others
 }
 
 // tellLink says what has become of a node; was is empty for a new one.
@@ -268,8 +280,12 @@ func (h *Heartbeats) tellLink(was, n unum.NodeInfo) {
 	}
 }
 
-// tick does what is due and returns the time to the next tick.
-func (h *Heartbeats) tick(ctx context.Context) time.Duration {
+// aloneTick is the time between ticks of a node that has nobody to tell: it
+// measures its load for whoever asks.
+const aloneTick = time.Second
+
+// tick does what is due, and sets the time to the next tick.
+func (h *Heartbeats) tick(ctx context.Context) {
 	h.turn.Lock()
 	defer h.turn.Unlock()
 	h.hear()
@@ -278,6 +294,10 @@ func (h *Heartbeats) tick(ctx context.Context) time.Duration {
 	events := h.det.Tick(h.now())
 	next := h.det.Next()
 	var to []unum.NodeID
+	others := false
+	for id, n := range h.rows {
+		others = others || id != h.cfg.Node && living(n)
+	}
 	if h.lease != nil {
 		select {
 		case <-h.lease.Lost():
@@ -310,7 +330,10 @@ func (h *Heartbeats) tick(ctx context.Context) time.Duration {
 	for _, e := range events {
 		h.handle(ctx, e)
 	}
-	return next
+	if !others {
+		next = max(next, aloneTick)
+	}
+	h.pace(next)
 }
 
 // hear takes what has arrived since the last tick. When in between is not
