@@ -46,14 +46,7 @@ func (h *Homes) HandedOn(ctx context.Context, pid unum.Pid, sig unix.Signal) {
 // handedOnTo returns when all signals that were sent to deputies until now have
 // been given to their bodies on a node.
 func (h *Homes) handedOnTo(ctx context.Context, id unum.NodeID) {
-	h.mu.Lock()
-	var ps []*placed
-	for _, p := range h.placed {
-		if p.place.Guest == id {
-			ps = append(ps, p)
-		}
-	}
-	h.mu.Unlock()
+	ps := h.placedOn(id)
 	if len(ps) == 0 {
 		return
 	}
@@ -70,8 +63,17 @@ func (h *Homes) handedOnTo(ctx context.Context, id unum.NodeID) {
 
 // idle says whether the deputy lives and has no signal.
 func (p *placed) idle() bool {
+	t := p.living()
+	return t != nil && !p.holds(t, all)
+}
+
+// living reads the deputy's state; nil if it is dead.
+func (p *placed) living() *sys.Task {
 	t, err := sys.ReadTask(p.Host)
-	return err == nil && t.State != 'Z' && t.State != 'X' && !p.holds(t, all)
+	if err != nil || t.State == 'Z' || t.State == 'X' {
+		return nil
+	}
+	return t
 }
 
 // handedOn returns when none of these signals that were sent before stands
@@ -87,7 +89,7 @@ func (p *placed) handedOn(ctx context.Context, set uint64) {
 		if p.overtaken(ctx, set) != nil {
 			return
 		}
-		if t, err := sys.ReadTask(p.Host); err == nil && t.State != 'Z' && t.State != 'X' {
+		if p.living() != nil {
 			return
 		}
 	}
@@ -100,8 +102,8 @@ func (p *placed) handedOn(ctx context.Context, set uint64) {
 // overtaken is handedOn for a deputy that lives, which may be stopped.
 func (p *placed) overtaken(ctx context.Context, set uint64) error {
 	for pause := 100 * time.Microsecond; ; pause = min(2*pause, 5*time.Millisecond) {
-		t, err := sys.ReadTask(p.Host)
-		if err != nil || !p.holds(t, set) {
+		t := p.living()
+		if t == nil || !p.holds(t, set) {
 			return nil
 		}
 		select {
@@ -114,14 +116,12 @@ func (p *placed) overtaken(ctx context.Context, set uint64) error {
 	}
 }
 
-// holds says whether the deputy may have a signal of a set to hand on. One that
-// it has taken it tells at once, so if none is pending and it waits, or stands
-// stopped, it has none. What is pending while it stands stopped stays so, but
+// holds says whether the deputy, which lives, may have a signal of a set to hand
+// on. One that it has taken it tells at once, so if none is pending and it
+// waits, or stands stopped, it has none. What is pending while it stands stopped stays so, but
 // for a SIGCONT.
 func (p *placed) holds(t *sys.Task, set uint64) bool {
 	switch {
-	case t.State == 'Z' || t.State == 'X':
-		return false
 	case t.SigPnd&set&bit(unix.SIGCONT) != 0:
 		return true
 	case t.State == 'T':

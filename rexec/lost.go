@@ -18,17 +18,21 @@ func (s *Service) Lost(id unum.NodeID) {
 }
 
 func (h *Homes) lost(id unum.NodeID) {
-	h.mu.Lock()
-	var gone []*placed
-	for _, p := range h.placed {
-		if p.place.Guest == id {
-			gone = append(gone, p)
-		}
-	}
-	h.mu.Unlock()
-	for _, p := range gone {
+	for _, p := range h.placedOn(id) {
 		h.bereave(p)
 	}
+}
+
+// placedOn lists what has its body on a node.
+func (h *Homes) placedOn(id unum.NodeID) (ps []*placed) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, p := range h.placed {
+		if p.place.Guest == id {
+			ps = append(ps, p)
+		}
+	}
+	return ps
 }
 
 // bereave ends a deputy whose body is gone with its node.
