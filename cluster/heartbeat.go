@@ -199,9 +199,7 @@ func (h *Heartbeats) loop(ctx context.Context, rows <-chan []unum.NodeInfo) {
 				continue
 			}
 			h.turn.Lock()
-			if h.members(list) {
-				h.pace(h.cfg.Detect.Period)
-			}
+			h.members(list)
 			h.changed()
 			h.turn.Unlock()
 		case <-h.dirty:
@@ -226,10 +224,19 @@ func (h *Heartbeats) pace(every time.Duration) {
 	}
 }
 
-// members takes a new membership, and says whether it has a living node besides
-// this one. The link is told first who is lost and who lives: who sees a node
-// up can call it.
-func (h *Heartbeats) members(list []unum.NodeInfo) (others bool) {
+// others lists the living nodes besides this one. Preconditions: mu is held.
+func (h *Heartbeats) others() (ids []unum.NodeID) {
+	for id, n := range h.rows {
+		if id != h.cfg.Node && living(n) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// members takes a new membership. The link is told first who is lost and who
+// lives: who sees a node up can call it. Preconditions: turn is held.
+func (h *Heartbeats) members(list []unum.NodeInfo) {
 	h.mu.Lock()
 	old := h.rows
 	h.mu.Unlock()
@@ -242,7 +249,6 @@ func (h *Heartbeats) members(list []unum.NodeInfo) (others bool) {
 		}
 		if n.ID != h.cfg.Node {
 			h.tellLink(old[n.ID], n)
-			others = others || living(n)
 		}
 	}
 	for id := range old {
@@ -259,7 +265,9 @@ func (h *Heartbeats) members(list []unum.NodeInfo) (others bool) {
 		}
 	}
 	h.det.Members(h.now(), alive)
-	return others
+	if len(h.others()) > 0 {
+		h.pace(h.cfg.Detect.Period)
+	}
 }
 
 // tellLink says what has become of a node; was is empty for a new one.
@@ -293,23 +301,20 @@ func (h *Heartbeats) tick(ctx context.Context) {
 	h.mu.Lock()
 	events := h.det.Tick(h.now())
 	next := h.det.Next()
-	var to []unum.NodeID
-	others := false
-	for id, n := range h.rows {
-		others = others || id != h.cfg.Node && living(n)
+	to := h.others()
+	if len(to) == 0 {
+		next = max(next, aloneTick)
 	}
 	if h.lease != nil {
 		select {
 		case <-h.lease.Lost():
-			h.lease = nil // others are to believe it
+			h.lease = nil
 		default:
 			b.Epoch = h.lease.Node().Epoch
-			for id, n := range h.rows {
-				if id != h.cfg.Node && living(n) {
-					to = append(to, id)
-				}
-			}
 		}
+	}
+	if h.lease == nil {
+		to = nil // others are to believe it
 	}
 	b.Suspects = h.det.Suspects()
 	alone := h.det.Isolated()
@@ -329,9 +334,6 @@ func (h *Heartbeats) tick(ctx context.Context) {
 	}
 	for _, e := range events {
 		h.handle(ctx, e)
-	}
-	if !others {
-		next = max(next, aloneTick)
 	}
 	h.pace(next)
 }
