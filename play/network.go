@@ -166,16 +166,7 @@ func (n *network) setCarried(i int, carried bool) error {
 // setApart makes a node's port one of those between which the bridge does not
 // forward (4.18).
 func (n *network) setApart(i int, apart bool) error {
-	hub, err := routeHandle(n.hub)
-	if err != nil {
-		return err
-	}
-	defer hub.Close()
-	l, err := hub.LinkByName(port(i))
-	if err != nil {
-		return err
-	}
-	return hub.LinkSetIsolated(l, apart)
+	return n.onPort(i, func(hub *netlink.Handle, l netlink.Link) error { return hub.LinkSetIsolated(l, apart) })
 }
 
 // in runs fn, which may start processes, in a node's namespace. It needs a
