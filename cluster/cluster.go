@@ -56,9 +56,10 @@ type Store interface {
 	// Register makes or takes over the node's record and begins its lease.
 	// A record of the same name keeps its index and its epoch, also after its
 	// lease ran out, so that a daemon that was restarted goes on; after left,
-	// or if the registration is Fresh, its epoch is raised. Errors: ErrNoIndex when all 64 indexes are held,
-	// ErrExists when a node of that name lives at another address, or when a
-	// Fixed index is another node's or the record has another one.
+	// or if the registration is Fresh, its epoch is raised. Errors: ErrNoIndex
+	// when all 64 indexes are held, ErrExists when a node of that name lives at
+	// another address, or when a Fixed index is another node's or the record has
+	// another one.
 	Register(ctx context.Context, r Registration) (Lease, error)
 
 	// Nodes lists all records by index. The loads are empty: they travel with

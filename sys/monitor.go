@@ -24,9 +24,9 @@ const (
 )
 
 // CalmMonitor lets the monitor thread of Go's runtime sleep longer by late,
-// until ctx ends. It is for a daemon that mostly sleeps: each time it wakes the monitor
-// wakes too, and then looks about every 20 µs what to do, which costs as much
-// as a trapped call does. Mostly it looks for processors that are held by
+// until ctx ends. It is for a daemon that mostly sleeps: each time it wakes the
+// monitor wakes too, and then looks about every 20 µs what to do, which costs as
+// much as a trapped call does. Mostly it looks for processors that are held by
 // system calls; this program has some to spare instead. If more of its calls
 // wait at once than it has processors, the others wait that much longer.
 //

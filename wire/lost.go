@@ -76,7 +76,8 @@ func (r *remote) back(epoch unum.Epoch) {
 }
 
 // admits says whether a connection of that epoch of the peer may stand. A new
-// life ends the state lost, and the life before it. Epoch 0 is a node that has none yet.
+// life ends the state lost, and the life before it. Epoch 0 is a node that has
+// none yet.
 func (r *remote) admits(epoch unum.Epoch) error {
 	r.mu.Lock()
 	lost, old, alive := r.isLost, r.lostEpoch, r.alive

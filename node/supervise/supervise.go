@@ -1,9 +1,9 @@
 // Package supervise is the node supervisor, `unum init`: it keeps the daemon
 // and the file server running, and kills the node's world when no daemon has
 // been registered for the lease. It also holds the mount that the file server
-// serves, so that a new one finds it whatever else has died. In play it is pid 1 of the node's PID
-// namespace, so that its death ends the node; then it also reaps orphans, the
-// world's pid 1 among them.
+// serves, so that a new one finds it whatever else has died. In play it is
+// pid 1 of the node's PID namespace, so that its death ends the node; then it
+// also reaps orphans, the world's pid 1 among them.
 package supervise
 
 import (
